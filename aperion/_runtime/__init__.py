@@ -1,0 +1,5 @@
+"""The runtime of a bus: admission, queue, workers, timeouts, settlement. It owns the bus's tasks."""
+
+from aperion._runtime.runtime import BusState, DrainReport, OverflowPolicy, Runtime, Settings
+
+__all__ = ["BusState", "DrainReport", "OverflowPolicy", "Runtime", "Settings"]

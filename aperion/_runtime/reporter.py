@@ -1,0 +1,199 @@
+"""Tells the outside what happened: audit log, metrics, log lines, dead letters, system events."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from aperion.deadletters import letter_from
+from aperion.delivery import Attempt, DeadLetter, FailureReason, Outcome, OutcomeState
+from aperion.errors import AuditUnavailable, NotDeliveredError, SerializationError, ThreadsExhaustedError
+from aperion.naming import RESERVED_DOMAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aperion.deadletters import DeadLetterQueue
+    from aperion.delivery import Receipt, Subscription
+    from aperion.events import Event
+    from aperion.metrics import BusMetrics
+    from aperion.protocols import AuditSink
+    from aperion.redaction import Redactor
+
+_log = structlog.get_logger("aperion")
+
+
+class Reporter:
+    """The edges of one bus. Only ``accepted`` raises: what has happened cannot be refused any more."""
+
+    # Mutable: the counters, and ``system``, which the runtime sets: how a system event is emitted.
+    __slots__ = ("audit", "audit_failures", "dead_letters", "metrics", "observes", "redactor", "system")
+
+    def __init__(
+        self,
+        audit: AuditSink | None,
+        metrics: BusMetrics | None,
+        dead_letters: DeadLetterQueue,
+        redactor: Redactor,
+    ) -> None:
+        self.audit = audit
+        self.metrics = metrics
+        self.dead_letters = dead_letters
+        self.redactor = redactor
+        self.audit_failures = 0
+        self.observes = audit is not None or metrics is not None
+        self.system: Callable[[str, Mapping[str, Any], Event[Any] | None], None] = _nobody
+
+    def accepted(self, event: Event[Any]) -> None:
+        """Record an event before it is dispatched.
+
+        Raises:
+            AuditUnavailable: when it could not be recorded.
+        """
+        if self.audit is not None:
+            self.audit.accepted(event)
+        if self.metrics is not None:
+            self.metrics.emitted(event.event_type, event.source)
+
+    def ended(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
+        """Record how one attempt ended; called where somebody observes."""
+        if self.audit is not None:
+            self._record_end(self.audit, event, Outcome(subscription.name, attempt.state, (attempt,)))
+        if self.metrics is not None:
+            self.metrics.handled(event.event_type, subscription.name, attempt.state, attempt.duration)
+
+    def retried(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
+        """Tell of a failure that will be attempted again."""
+        if self.metrics is not None:
+            self.metrics.retried(event.event_type, subscription.name)
+        _log.info("delivery will be retried", **self._identity(event, subscription.name, attempt))
+
+    def failed(self, receipt: Receipt, subscription: Subscription, outcome: Outcome, reason: FailureReason) -> None:
+        """Tell of a delivery that failed for good: dead letter, log, system event."""
+        event, error, attempt = receipt.event, outcome.error, outcome.attempts[-1]
+        if error is None:
+            return
+        text, _ = self.redactor.redact_exception(error)
+        self.dead(event, subscription.name, reason, error, attempt.number)
+        _log.error("delivery failed", **self._identity(event, subscription.name, attempt), error=text)
+        if event.event_type.partition(".")[0] != RESERVED_DOMAIN:
+            details = {
+                "original_event_id": event.event_id,
+                "original_event_type": event.event_type,
+                "subscription": subscription.name,
+                "handler_name": subscription.name.rpartition(".")[2],
+                "reason": reason.value,
+                "error_type": type(error).__name__,
+                "error": text,
+                "attempts": attempt.number,
+            }
+            self.system("system.handler_error", details, event)
+
+    def redrive_failed(self, letter: DeadLetter, outcome: Outcome, reason: FailureReason) -> None:
+        """Put a dead letter back with what its redrive added; there is still one of it."""
+        if outcome.error is None:
+            return
+        attempts = outcome.attempts[-1].number
+        new = letter_from(letter.event, letter.subscription, reason, outcome.error, attempts, self.redactor)
+        again = dataclasses.replace(new, letter_id=letter.letter_id, first_failed_at=letter.first_failed_at)
+        self.dead_letters.put(again)
+        self._noted_letter("dead_lettered", again)
+
+    def redriven(self, letter: DeadLetter) -> None:
+        """Take a dead letter out whose redrive went well."""
+        self.dead_letters.remove(letter.letter_id)
+        self._noted_letter("redriven", letter)
+
+    def _noted_letter(self, kind: str, letter: DeadLetter) -> None:
+        details = {
+            "letter_id": letter.letter_id,
+            "subscription": letter.subscription,
+            "reason": letter.reason.value,
+            "error": letter.error,
+            "attempts": letter.attempts,
+        }
+        self.noted(kind, letter.event, details)
+
+    def all_failed(self, receipt: Receipt, failures: list[Outcome]) -> None:
+        """Leave a dead letter for the event as a whole: no handler could deal with it."""
+        error = RuntimeError(f"all {len(failures)} handlers failed: {', '.join(o.subscription for o in failures)}")
+        attempts = max(len(outcome.attempts) for outcome in failures)
+        self.dead(receipt.event, None, FailureReason.ALL_HANDLERS_FAILED, error, attempts)
+
+    def dead(
+        self, event: Event[Any], subscription: str | None, reason: FailureReason, error: BaseException, attempts: int
+    ) -> None:
+        """Leave a dead letter."""
+        letter = letter_from(event, subscription, reason, error, attempts, self.redactor)
+        self.dead_letters.put(letter)
+        self._noted_letter("dead_lettered", letter)
+        if self.metrics is not None:
+            self.metrics.dead_lettered(event.event_type, subscription or "", reason)
+
+    def dropped(self, event: Event[Any], policy: str) -> None:
+        """Tell of an event that a full bus, or a processor, dropped."""
+        self.noted("dropped", event, {"policy": policy})
+        if self.metrics is not None:
+            self.metrics.dropped(event.event_type, policy)
+        _log.warning("event dropped", event_id=event.event_id, event_type=event.event_type, policy=policy)
+        if event.event_type.partition(".")[0] != RESERVED_DOMAIN:
+            details = {"original_event_id": event.event_id, "original_event_type": event.event_type, "policy": policy}
+            self.system("system.event_dropped", details, event)
+
+    def rejected(self, event: Event[Any], error: Exception) -> None:
+        """Tell of an event that was refused, and leave a dead letter."""
+        is_serialization = isinstance(error, SerializationError)
+        reason = FailureReason.SERIALIZATION_ERROR if is_serialization else FailureReason.VALIDATION_ERROR
+        self.noted("rejected", event, {"reason": reason.value, "error": self.redactor.redact_text(str(error))})
+        self.dead(event, None, reason, error, 0)
+        if self.metrics is not None:
+            self.metrics.rejected(event.event_type, reason)
+        _log.warning("event rejected", event_type=event.event_type, reason=reason.value, error=str(error))
+
+    def noted(self, kind: str, event: Event[Any], details: Mapping[str, Any]) -> None:
+        """Record what else happened to an event."""
+        if self.audit is None:
+            return
+        try:
+            self.audit.noted(kind, event, details)
+        except AuditUnavailable as error:
+            self._audit_failed(error)
+
+    def _record_end(self, audit: AuditSink, event: Event[Any], outcome: Outcome) -> None:
+        try:
+            audit.ended(event, outcome)
+        except AuditUnavailable as error:
+            self._audit_failed(error)
+
+    def _audit_failed(self, error: AuditUnavailable) -> None:
+        self.audit_failures += 1
+        if self.audit_failures == 1:  # the counter tells the rest; a log line for each would drown the cause
+            _log.error("audit log unavailable, outcomes are not recorded", reason=error.reason)
+
+    def _identity(self, event: Event[Any], subscription: str, attempt: Attempt) -> dict[str, Any]:
+        return {
+            "event_id": event.event_id,
+            "event_type": event.event_type,
+            "correlation_id": self.redactor.redact_text(event.correlation_id),
+            "subscription": subscription,
+            "attempt": attempt.number,
+            "duration": round(attempt.duration, 6),
+            "error_type": type(attempt.error).__name__,
+        }
+
+
+def reason_of(outcome: Outcome) -> FailureReason:
+    """Return why a delivery failed."""
+    if isinstance(outcome.error, NotDeliveredError):
+        return FailureReason.NOT_FINISHED
+    if outcome.state is OutcomeState.TIMED_OUT:
+        return FailureReason.HANDLER_TIMEOUT
+    if isinstance(outcome.error, ThreadsExhaustedError):
+        return FailureReason.THREADS_EXHAUSTED
+    return FailureReason.HANDLER_ERROR
+
+
+def _nobody(_event_type: str, _payload: Mapping[str, Any], _cause: Event[Any] | None) -> None:
+    """Drop a system event of a bus that does not run."""

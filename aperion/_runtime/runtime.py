@@ -1,0 +1,641 @@
+"""One run of a bus, from start to stop: its queue, its workers, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import threading
+from collections import deque
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import structlog
+
+from aperion._frozen import FrozenDict
+from aperion._runtime.backlog import Backlog, Rerun
+from aperion._runtime.deadlines import Deadlines
+from aperion._runtime.driver import Suspended
+from aperion._runtime.execution import Execution
+from aperion._threads import WorkerThreads
+from aperion.delivery import Outcome, Receipt, Run
+from aperion.errors import BackpressureError, BusNotRunningError, RedriveError
+from aperion.events import Event, make_event, set_cascade
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from contextvars import Context
+
+    from anyio.abc import TaskGroup, TaskStatus
+
+    from aperion._runtime.reporter import Reporter
+    from aperion._threads import Job
+    from aperion.delivery import Subscription
+    from aperion.protocols import Middleware
+
+_log = structlog.get_logger("aperion")
+_EVENTS_BEFORE_YIELD = 64  # handlers that never wait must not keep the loop from everything else
+
+
+class OverflowPolicy(enum.Enum):
+    """What happens to a new event when ``max_pending_events`` are accepted and unsettled."""
+
+    BLOCK = "block"
+    RAISE = "raise"
+    DROP = "drop"
+    DROP_OLDEST = "drop_oldest"
+
+
+class BusState(enum.Enum):
+    """Where a bus is in its life."""
+
+    STOPPED = "stopped"
+    RUNNING = "running"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The numbers of a bus; see ``EventBus``."""
+
+    max_concurrent_events: int
+    max_concurrent_handlers: int
+    max_pending_events: int
+    overflow_policy: OverflowPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainReport:
+    """What a drain left behind.
+
+    Args:
+        settled: events that settled while it drained.
+        unfinished: event type and id of those that did not; they are among the dead letters.
+        seconds: how long it took.
+    """
+
+    settled: int
+    unfinished: tuple[tuple[str, str], ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything settled in time."""
+        return not self.unfinished
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a bus has counted since it was made; system events stand apart."""
+
+    # Mutable: every field, on the loop's thread. accepted == settled + dropped_after + pending, always.
+    accepted: int = 0
+    settled: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    dropped_after: int = 0
+    deliveries: int = 0
+    failures: int = 0
+    retries: int = 0
+    redriven: int = 0
+    system_events: int = 0
+    system_dropped: int = 0
+    tap_errors: int = 0
+
+
+class Runtime:
+    """The moving parts of a bus while it runs. Everything here happens on the thread of its loop."""
+
+    # Mutable: all of it. pending rises in _enter and falls in settle and drop, nowhere else.
+
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        reporter: Reporter,
+        resolve: Callable[[str], tuple[Subscription, ...]],
+        middleware: Sequence[Middleware],
+    ) -> None:
+        self.settings = settings
+        self.counters = counters
+        self.reporter = reporter
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.state = BusState.STOPPED
+        self.pending = 0
+        self.system_pending = 0
+        self.threads = WorkerThreads(settings.max_concurrent_handlers)
+        self.execution = Execution(self, reporter, self.threads, middleware)
+        self.taps: dict[object, Callable[[Receipt], None]] = {}
+        self._resolve = resolve
+        self._limit = settings.max_pending_events
+        self._blocks = settings.overflow_policy is OverflowPolicy.BLOCK
+        self._backlog = Backlog(by_age=settings.overflow_policy is OverflowPolicy.DROP_OLDEST)
+        self._deadlines = Deadlines(self.loop)
+        self._context: Context = copy_context()
+        self._waiting: deque[asyncio.Future[None]] = deque()  # emitters, by order; bounded by their number
+        self._suspended: dict[Run, None] = {}
+        self._retries: dict[Rerun, asyncio.TimerHandle | None] = {}
+        self._idle: list[asyncio.Future[None]] = []
+        self._workers = 0
+        self._awake = 0  # workers that will look at the queue before they wait for anything
+        self._lent = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._cancelled = False
+        self._group: TaskGroup | None = None
+        self._quiet: anyio.Event | None = None
+        self._closed = anyio.Event()
+        self._ended = anyio.Event()
+        reporter.system = self.system
+
+    # Admission
+
+    def try_accept(self, event: Event[Any]) -> Receipt | None:
+        """Accept an event, or deal with it as the policy says; None when the emitter has to wait.
+
+        Raises:
+            BusNotRunningError: after the drain began, but for what handlers emit.
+            BackpressureError: when full, under RAISE.
+            AuditUnavailable: when it could not be recorded.
+        """
+        if self.state is not BusState.RUNNING and not (self.state is BusState.DRAINING and event.hops):
+            raise BusNotRunningError(f"the bus is {self.state.value}, so {event.event_type!r} was not accepted")
+        if self.pending < self._limit and not self._waiting:
+            return self._accept(event)
+        if self._blocks:
+            # A child is admitted at once: it must not wait for the place that its own parent holds.
+            # Its number is bounded by max_cascade.
+            return self._accept(event) if event.hops else None
+        return self._overflow(event)
+
+    async def accept_when_free(self, event: Event[Any]) -> Receipt:
+        """Accept an event as soon as there is room, in the order in which emitters came."""
+        place = self.wait_for_place()
+        try:
+            await place
+        except BaseException:
+            self.leave_line(place)
+            raise
+        return self.accept_reserved(event)
+
+    def wait_for_place(self) -> asyncio.Future[None]:
+        """Stand in line; the future is set when a place is reserved for this emitter."""
+        place: asyncio.Future[None] = self.loop.create_future()
+        self._waiting.append(place)
+        return place
+
+    def leave_line(self, place: asyncio.Future[None]) -> None:
+        """Give up waiting, or the place that was reserved meanwhile."""
+        if place.done() and not place.cancelled() and place.exception() is None:
+            self._give_place_back()
+        elif not place.done():
+            place.cancel()
+
+    def accept_reserved(self, event: Event[Any]) -> Receipt:
+        """Accept an event on the place that was reserved for it."""
+        self.pending -= 1  # _accept takes it again, with nothing in between
+        try:
+            return self._accept(event)
+        except BaseException:
+            self.pending += 1
+            self._give_place_back()
+            raise
+
+    def accept_now(self, event: Event[Any]) -> Receipt:
+        """Accept an event without waiting.
+
+        Raises:
+            BackpressureError: when the emitter would have to wait.
+        """
+        receipt = self.try_accept(event)
+        if receipt is None:
+            raise BackpressureError(self._limit)
+        return receipt
+
+    def _accept(self, event: Event[Any]) -> Receipt:
+        receipt = self._enter(event)
+        self._backlog.add(receipt)
+        if not self._awake:
+            self._wake()
+        return receipt
+
+    def _enter(self, event: Event[Any]) -> Receipt:
+        self.reporter.accepted(event)
+        self.counters.accepted += 1
+        self.pending += 1
+        receipt = Receipt(event)
+        if event.hops:
+            receipt.host = self
+        if self.reporter.metrics is not None:
+            self.reporter.metrics.pending(self.pending)
+        if self.taps:
+            self._tap(receipt)
+        return receipt
+
+    def _tap(self, receipt: Receipt) -> None:
+        for tap in tuple(self.taps.values()):
+            try:
+                tap(receipt)
+            except Exception as error:  # noqa: BLE001 - a listener must not hurt the event
+                self.counters.tap_errors += 1
+                _log.warning("a listener failed", error_type=type(error).__name__)
+
+    def _overflow(self, event: Event[Any]) -> Receipt:
+        policy = self.settings.overflow_policy
+        if policy is OverflowPolicy.RAISE:
+            raise BackpressureError(self._limit)
+        oldest = self._backlog.pop_oldest() if policy is OverflowPolicy.DROP_OLDEST else None
+        if oldest is None:
+            return self.drop(event, policy.value)
+        self._drop_accepted(oldest)
+        return self._accept(event)
+
+    def drop(self, event: Event[Any], policy: str) -> Receipt:
+        """Drop an event that was not accepted, visibly; its receipt says so."""
+        self.counters.dropped += 1
+        receipt = Receipt(event)
+        receipt.settle(dropped=True)
+        self.reporter.dropped(event, policy)
+        return receipt
+
+    def _drop_accepted(self, receipt: Receipt) -> None:
+        self.counters.dropped += 1
+        self.counters.dropped_after += 1
+        receipt.settle(dropped=True)
+        self._leave(receipt)
+        self.reporter.dropped(receipt.event, OverflowPolicy.DROP_OLDEST.value)
+
+    def _give_place_back(self) -> None:
+        self.pending -= 1
+        self._let_next_in()
+        self._check_quiet()
+
+    def _let_next_in(self) -> None:
+        while self._waiting and self.pending < self._limit:
+            place = self._waiting.popleft()
+            if not place.done():
+                self.pending += 1
+                place.set_result(None)
+
+    # Handling
+
+    async def run_here(self, event: Event[Any]) -> Receipt:
+        """Run the handlers of an event now, in this task, within the same bound as the others."""
+        if self._enters(event) is None:
+            place = self.wait_for_place()
+            try:
+                await place
+            except BaseException:
+                self.leave_line(place)
+                raise
+            self.pending -= 1
+        try:
+            receipt = self._enter(event)
+        except BaseException:
+            self._let_next_in()
+            raise
+        receipt.begun = True
+        if event.key is not None:
+            await self._turn(receipt)
+        receipt.plan = self._resolve(event.event_type)
+        coroutine = self.execution.deliver(receipt)
+        context = copy_context()
+        try:
+            waiting = context.run(coroutine.send, None)
+        except StopIteration:
+            pass
+        else:
+            await self._finish_here(Suspended(coroutine, context, waiting, receipt, self._deadlines), receipt)
+        if not receipt._done:
+            await receipt.settled()
+        return receipt
+
+    def _enters(self, event: Event[Any]) -> bool | None:
+        """Tell whether ``dispatch`` may go on now; None when it has to wait for a place."""
+        if self.state is not BusState.RUNNING and not (self.state is BusState.DRAINING and event.hops):
+            raise BusNotRunningError(f"the bus is {self.state.value}, so {event.event_type!r} was not accepted")
+        if (self.pending < self._limit and not self._waiting) or event.hops:
+            return True
+        if self._blocks:
+            return None
+        oldest = self._backlog.pop_oldest()
+        if oldest is None:
+            raise BackpressureError(self._limit)  # dispatch has no outcome to return for what was dropped
+        self._drop_accepted(oldest)
+        return True
+
+    async def rerun_here(self, receipt: Receipt, rerun: Rerun) -> Outcome:
+        """Run one delivery once more, now, in this task; for redrives, which admission does not count."""
+        self.system_pending += 1
+        coroutine, context = self.execution.redeliver(rerun), copy_context()
+        try:
+            waiting = context.run(coroutine.send, None)
+        except StopIteration:
+            pass
+        else:
+            await self._finish_here(Suspended(coroutine, context, waiting, rerun, self._deadlines), rerun)
+        result = receipt.results[rerun.index]
+        if not isinstance(result, Outcome):  # pragma: no cover - conclude() always leaves an outcome
+            raise RedriveError("the delivery has no outcome")
+        return result
+
+    async def _turn(self, receipt: Receipt) -> None:
+        turn: asyncio.Future[None] = self.loop.create_future()
+        if self._backlog.wait_turn(receipt, turn):
+            return
+        try:
+            await turn
+        except BaseException:
+            self._backlog.give_up_turn(receipt)
+            receipt.settle(dropped=True)
+            self.counters.dropped += 1
+            self.counters.dropped_after += 1
+            self._leave(receipt, release=False)
+            self.reporter.dropped(receipt.event, "cancelled")
+            raise
+
+    async def _finish_here(self, rest: Suspended, run: Run) -> None:
+        run.task = asyncio.current_task(self.loop)
+        run.cancelling = run.task.cancelling()
+        self._suspended[run] = None
+        try:
+            await rest
+        finally:
+            self._suspended.pop(run, None)
+
+    async def _work(self) -> None:
+        task = asyncio.current_task(self.loop)
+        if task is None:  # pragma: no cover - a coroutine that runs has a task
+            return
+        self._tasks.add(task)
+        try:
+            while True:
+                await self._work_off(task)
+                self._awake -= 1
+                if self._workers > self.settings.max_concurrent_events + self._lent:
+                    return
+                await self._rest()
+        finally:
+            self._workers -= 1
+            self._tasks.discard(task)
+
+    async def _work_off(self, task: asyncio.Task[Any]) -> None:
+        """Handle what is ready, until nothing is."""
+        ready, execution, copy, count = self._backlog.ready, self.execution, self._context.copy, 0
+        while ready:
+            unit = ready.popleft()
+            if type(unit) is Receipt:
+                if unit.is_settled:  # dropped while it stood in line
+                    continue
+                unit.begun = True
+                unit.plan = self._resolve(unit.event.event_type)
+                coroutine = execution.deliver(unit)
+            else:
+                self._retries.pop(unit, None)  # type: ignore[arg-type]  # the other kind of unit
+                coroutine = execution.redeliver(unit)  # type: ignore[arg-type]  # the other kind of unit
+            context = copy()
+            try:
+                waiting = context.run(coroutine.send, None)
+            except StopIteration:
+                count += 1
+                if count % _EVENTS_BEFORE_YIELD == 0:
+                    await asyncio.sleep(0)
+            else:
+                await self._finish(task, Suspended(coroutine, context, waiting, unit, self._deadlines), unit)
+
+    async def _finish(self, task: asyncio.Task[Any], rest: Suspended, run: Run) -> None:
+        run.task = task
+        self._suspended[run] = None
+        self._awake -= 1
+        if self._backlog.ready and not self._awake:
+            self._wake()
+        try:
+            await rest
+        finally:
+            self._awake += 1
+            self._suspended.pop(run, None)
+
+    async def _rest(self) -> None:
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._idle.append(future)
+        try:
+            await future
+        except BaseException:
+            if not future.cancelled():  # woken and cancelled at once: somebody else has to look
+                self._awake -= 1
+                if self._backlog.ready:
+                    self._wake()
+            raise
+
+    def _wake(self) -> None:
+        """Have one worker look at the queue; when it has to wait in a handler, it wakes the next."""
+        while self._idle:
+            future = self._idle.pop()
+            if not future.done():
+                self._awake += 1
+                future.set_result(None)
+                return
+        if self._workers < self.settings.max_concurrent_events + self._lent and self._group is not None:
+            self._workers += 1
+            self._awake += 1
+            self._group.start_soon(self._work, name="aperion worker")
+
+    @contextmanager
+    def place_lent(self) -> Iterator[None]:
+        """Let another event be handled while a handler waits for one."""
+        self._lent += 1
+        if self._backlog.ready and not self._awake:
+            self._wake()
+        try:
+            yield
+        finally:
+            self._lent -= 1
+
+    def is_ours(self, task: asyncio.Task[Any]) -> bool:
+        """Tell whether a task is a worker that nobody meant to cancel."""
+        return task in self._tasks and not self._cancelled
+
+    # Settlement
+
+    def settle(self, receipt: Receipt) -> None:
+        """Give back what an event held, and tell who waits for it. Happens once an event."""
+        if receipt._done:
+            return
+        counters = self.counters
+        counters.deliveries += len(receipt.results)
+        counters.failures += receipt.failures
+        receipt.settle()
+        if not receipt.system:
+            counters.settled += 1
+        self._leave(receipt)
+
+    def _leave(self, receipt: Receipt, *, release: bool = True) -> None:
+        if receipt.system:
+            self.system_pending -= 1
+        else:
+            self.pending -= 1
+            if self.reporter.metrics is not None:
+                self.reporter.metrics.pending(self.pending)
+        if release and receipt.event.key is not None:
+            self._backlog.release(receipt)
+            if self._backlog.ready and not self._awake:
+                self._wake()
+        if self._waiting:
+            self._let_next_in()
+        if self._quiet is not None:
+            self._check_quiet()
+
+    def _check_quiet(self) -> None:
+        if self._quiet is not None and not (self.pending or self.system_pending):
+            self._quiet.set()
+
+    async def wait_settled(self) -> None:
+        """Wait until nothing is in flight."""
+        while self.pending or self.system_pending:
+            if self._quiet is None or self._quiet.is_set():
+                self._quiet = anyio.Event()
+            await self._quiet.wait()
+
+    # Retries
+
+    def retry(self, receipt: Receipt, index: int, subscription: Subscription, job: Job | None) -> bool:
+        """Schedule another attempt; False when the bus drains."""
+        if self.state is not BusState.RUNNING or subscription.retry is None:
+            return False
+        result = receipt.results[index]
+        attempt = result.attempts[-1].number if isinstance(result, Outcome) else 1
+        rerun = Rerun(receipt, index, subscription, attempt + 1)
+        receipt.retrying += 1
+        self.counters.retries += 1
+        wait = subscription.retry.wait(attempt)
+        if job is None or job.ended:
+            self._retries[rerun] = self.loop.call_later(wait, self._ready, rerun)
+        else:
+            # The thread of the last attempt still runs. The next one starts after it has ended, or
+            # never, if it has not within the longest wait.
+            give_up = self.loop.call_later(subscription.retry.wait_max, self._abandon_retry, rerun)
+            self._retries[rerun] = give_up
+            job.on_end = lambda: self._thread_ended(rerun, wait)
+        return True
+
+    def _thread_ended(self, rerun: Rerun, wait: float) -> None:
+        timer = self._retries.get(rerun)
+        if timer is not None:
+            timer.cancel()
+            self._retries[rerun] = self.loop.call_later(wait, self._ready, rerun)
+
+    def _ready(self, rerun: Rerun) -> None:
+        self._retries[rerun] = None
+        self._backlog.ready.append(rerun)
+        if not self._awake:
+            self._wake()
+
+    def _abandon_retry(self, rerun: Rerun) -> None:
+        """Fail a delivery for good, with the outcome of its last attempt."""
+        timer = self._retries.pop(rerun, None)
+        if timer is not None:
+            timer.cancel()
+        outcome = rerun.receipt.results[rerun.index]
+        if isinstance(outcome, Outcome):
+            self.execution.conclude_without(rerun, outcome)
+
+    # System events
+
+    def system(self, event_type: str, payload: Mapping[str, Any], cause: Event[Any] | None) -> None:
+        """Emit an event of the bus itself; bounded like the others, and dropped beyond."""
+        if self.system_pending >= self._limit or self.state is BusState.STOPPED:
+            self.counters.system_dropped += 1
+            return
+        correlation_id, causation_id = (cause.correlation_id, cause.event_id) if cause else (None, None)
+        hops = cause.hops + 1 if cause else 0
+        event = make_event(
+            *(event_type, FrozenDict(payload), "event_bus"),
+            *(correlation_id, causation_id, hops, None, FrozenDict(), False),
+        )
+        if cause is not None:
+            set_cascade(event, cause._cascade)
+        self.counters.system_events += 1
+        self.reporter.noted("system", event, payload)
+        receipt = Receipt(event)
+        receipt.system = True
+        if self.taps:
+            self._tap(receipt)
+        if self._resolve(event_type):
+            self.system_pending += 1
+            self._backlog.add(receipt)
+            if not self._awake:
+                self._wake()
+        else:
+            receipt.settle()
+
+    # Life
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Host the workers until the block is left; the caller drains before."""
+        failure: Exception | None = None
+        async with anyio.create_task_group() as outer:
+            await outer.start(self._host)
+            self.state = BusState.RUNNING
+            try:
+                yield
+            except Exception as error:  # noqa: BLE001 - raised below, as it is and not in a group
+                failure = error
+            finally:
+                self.state = BusState.STOPPED
+                self._closed.set()
+        if failure is not None:
+            raise failure
+
+    async def _host(self, *, task_status: TaskStatus[None]) -> None:
+        # Shielded: when the task around the bus is cancelled, workers go on until the drain is over.
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as group:
+                self._group = group
+                task_status.started()
+                await self._closed.wait()
+                self._cancelled = True
+                group.cancel_scope.cancel()
+        self.threads.close()
+        self._deadlines.close()
+        self._ended.set()
+
+    async def drain(self, timeout: float) -> DrainReport:
+        """Stop accepting, finish what is in flight within ``timeout`` seconds, then cancel."""
+        begun, settled = monotonic(), self.counters.settled
+        self.system("system.shutdown", {"pending": self.pending}, None)
+        self.state = BusState.DRAINING
+        self._turn_away()
+        for rerun in tuple(self._retries):
+            if self._retries[rerun] is not None:
+                self._abandon_retry(rerun)
+        with anyio.CancelScope(shield=True), anyio.move_on_after(timeout):
+            await self.wait_settled()
+        unfinished = await self._stop() if self.pending or self.system_pending else ()
+        self.state = BusState.STOPPED
+        return DrainReport(
+            settled=self.counters.settled - settled, unfinished=unfinished, seconds=monotonic() - begun
+        )
+
+    def _turn_away(self) -> None:
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_exception(BusNotRunningError("the bus began to drain before there was room for the event"))
+
+    async def _stop(self) -> tuple[tuple[str, str], ...]:
+        """Cancel what runs and give up what waits; each event that did not finish is named once."""
+        running = [run.receipt if isinstance(run, Rerun) else run for run in self._suspended]
+        waiting = self._backlog.unstarted()
+        for receipt in waiting:
+            receipt.begun = True
+            receipt.plan = self._resolve(receipt.event.event_type)
+            self.execution.give_up(receipt, "the bus drained, and its deadline passed before this handler ran")
+        self._backlog.ready.clear()
+        self._closed.set()
+        with anyio.CancelScope(shield=True):
+            await self._ended.wait()
+        return tuple(dict.fromkeys((r.event.event_type, r.event.event_id) for r in (*running, *waiting)))  # type: ignore[attr-defined]  # a run that is no rerun is a receipt

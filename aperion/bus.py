@@ -1,0 +1,751 @@
+"""The event bus: a router that can run."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import math
+import threading
+import weakref
+from contextlib import asynccontextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, TypedDict, overload
+
+import anyio
+
+from aperion._runtime import BusState, DrainReport, OverflowPolicy, Runtime, Settings
+from aperion._runtime.backlog import Rerun
+from aperion._runtime.intake import Details, Intake
+from aperion._runtime.reporter import Reporter
+from aperion._runtime.runtime import Counters
+from aperion._streams import DEFAULT_BUFFER, EventStream, first
+from aperion.context import current_event
+from aperion.deadletters import DeadLetterQueue
+from aperion.delivery import FailureReason, Outcome, Outcomes, OutcomeState, Receipt, positive
+from aperion.errors import (
+    BusNotRunningError,
+    ConfigurationError,
+    KeyHeldError,
+    RedriveError,
+    ValidationError,
+    WrongLoopError,
+    shown,
+)
+from aperion.events import Event
+from aperion.metrics import BusMetrics, InMemoryMetrics
+from aperion.redaction import Redactor
+from aperion.router import Router, Wanted
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from typing import Unpack
+
+    from aperion.delivery import DeadLetter, Filter, Subscription
+    from aperion.events import Payload
+    from aperion.naming import Naming
+    from aperion.protocols import AuditSink, MetricsBackend, Middleware, Processor
+    from aperion.router import M
+
+__all__ = ["BusState", "BusStats", "DrainReport", "EventBus", "OverflowPolicy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusStats:
+    """What a bus has counted, at one moment; every field is JSON. System events are counted apart.
+
+    ``accepted == settled + dropped_after + pending``, always.
+
+    Args:
+        state: "stopped", "running" or "draining".
+        accepted: events that emit and dispatch said yes to.
+        settled: accepted events whose every delivery has an outcome.
+        pending: accepted events that are in flight.
+        rejected: events that were refused as invalid.
+        dropped: events that a full bus or a processor dropped.
+        dropped_after: those of them that had been accepted (``DROP_OLDEST``).
+        deliveries: outcomes of settled events, skipped ones included.
+        failures: deliveries that failed for good.
+        retries: attempts that were scheduled after a failed one.
+        redriven: dead letters whose redrive went well.
+        dead_letters: the size of the queue.
+        dead_letters_evicted: dead letters that a full queue let go.
+        subscriptions: subscriptions that exist.
+        subscriptions_active: those that are not paused.
+        threads_busy: worker threads that run a handler.
+        threads_abandoned: those whose delivery has timed out.
+        threads_limit: ``max_concurrent_handlers``.
+        max_pending_events: the bound on ``pending``.
+        overflow_policy: what happens there.
+        system_events: events of the bus itself.
+        system_dropped: those that were dropped because too many were in flight.
+        audit_enabled: whether there is an audit log.
+        audit_failures: outcomes that it could not record.
+        metrics_enabled: whether there is a metrics back end.
+        metrics_errors: calls in which it failed.
+        metrics: the snapshot of ``InMemoryMetrics``; None with another back end.
+    """
+
+    state: str
+    accepted: int
+    settled: int
+    pending: int
+    rejected: int
+    dropped: int
+    dropped_after: int
+    deliveries: int
+    failures: int
+    retries: int
+    redriven: int
+    dead_letters: int
+    dead_letters_evicted: int
+    subscriptions: int
+    subscriptions_active: int
+    threads_busy: int
+    threads_abandoned: int
+    threads_limit: int
+    max_pending_events: int
+    overflow_policy: str
+    system_events: int
+    system_dropped: int
+    audit_enabled: bool
+    audit_failures: int
+    metrics_enabled: bool
+    metrics_errors: int
+    metrics: dict[str, Any] | None
+
+
+class EventDetails(TypedDict, total=False):
+    """What an emitter may say of an event beside its type and payload, all by keyword.
+
+    ``key``: events with the same key are handled one after another, in the order accepted.
+    ``source``: who says so.
+    ``correlation_id``: ties together all that one request caused; that of the context by default.
+    ``headers``: text by text, for what travels along.
+    ``event_id``: the id; a new one by default. For events that come from elsewhere.
+    ``timestamp``: seconds since the epoch; now by default.
+    """
+
+    key: str | None
+    source: str | None
+    correlation_id: str | None
+    headers: Mapping[str, str] | None
+    event_id: str | None
+    timestamp: float | None
+
+
+class EventBus(Router, anyio.AsyncContextManagerMixin):
+    """Accepts events and hands them to the handlers that subscribed.
+
+    ``async with bus:`` runs it; leaving the block drains it. It can be run again. Subscribing works
+    at any time, also before.
+
+    Args:
+        audit: the audit log; every accepted event and every outcome goes there.
+        redactor: hides secrets in dead letters, log lines and error texts.
+        handler_timeout: seconds that a handler may take, unless its subscription says otherwise;
+            None for no limit.
+        max_concurrent_events: events whose handlers run at the same time.
+        max_concurrent_handlers: worker threads for sync handlers.
+        max_pending_events: events accepted and unsettled; beyond, ``overflow_policy`` decides.
+        overflow_policy: what happens to an event that finds the bus full; its value as text also works.
+        naming: what is demanded of event types.
+        dead_letter_queue: where deliveries that failed for good are kept.
+        metrics: where measurements go.
+        processors: called in order before an event is admitted; each may replace or drop it.
+        middleware: wrapped around every handler, the first outermost.
+        max_hops: generations of events that one may cause.
+        max_cascade: events that may descend from one.
+        max_payload_bytes: the size of a payload as JSON.
+        drain_timeout: seconds that leaving the block waits for what is in flight.
+
+    Raises:
+        ConfigurationError: for an option that makes no sense.
+    """
+
+    def __init__(  # noqa: PLR0913 - the options of a bus, all by keyword
+        self,
+        *,
+        audit: AuditSink | None = None,
+        redactor: Redactor | None = None,
+        handler_timeout: float | None = 30.0,
+        max_concurrent_events: int = 64,
+        max_concurrent_handlers: int = 10,
+        max_pending_events: int = 10_000,
+        overflow_policy: OverflowPolicy | str = OverflowPolicy.BLOCK,
+        naming: Naming | None = None,
+        dead_letter_queue: DeadLetterQueue | None = None,
+        metrics: MetricsBackend | None = None,
+        processors: Sequence[Processor] = (),
+        middleware: Sequence[Middleware] = (),
+        max_hops: int = 64,
+        max_cascade: int = 10_000,
+        max_payload_bytes: int = 1_048_576,
+        drain_timeout: float = 30.0,
+    ) -> None:
+        super().__init__(naming=naming)
+        positive("max_concurrent_events", max_concurrent_events, whole=True)
+        positive("max_concurrent_handlers", max_concurrent_handlers, whole=True)
+        positive("max_pending_events", max_pending_events, whole=True)
+        positive("max_hops", max_hops, whole=True)
+        positive("max_cascade", max_cascade, whole=True)
+        positive("max_payload_bytes", max_payload_bytes, whole=True)
+        positive("drain_timeout", drain_timeout)
+        if handler_timeout is not None:
+            positive("handler_timeout", handler_timeout, infinite=True)
+        self.handler_timeout = math.inf if handler_timeout is None else handler_timeout
+        self.drain_timeout = drain_timeout
+        self.audit = audit
+        self.redactor = redactor or Redactor()
+        self.metrics = metrics
+        self.dead_letters = dead_letter_queue or DeadLetterQueue(redactor=self.redactor)
+        self.last_drain: DrainReport | None = None
+        self._settings = Settings(
+            max_concurrent_events=max_concurrent_events,
+            max_concurrent_handlers=max_concurrent_handlers,
+            max_pending_events=max_pending_events,
+            overflow_policy=_policy(overflow_policy),
+        )
+        self._processors = _callables("processors", processors)
+        self._middleware = _callables("middleware", middleware)
+        self._intake = Intake(
+            self._naming, max_payload_bytes=max_payload_bytes, max_hops=max_hops, max_cascade=max_cascade
+        )
+        self._counters = Counters()
+        self._bus_metrics = BusMetrics(metrics) if metrics is not None else None
+        self._reporter = Reporter(audit, self._bus_metrics, self.dead_letters, self.redactor)
+        self._runtime: Runtime | None = None
+        self._redriving: set[str] = set()
+        self._streams: weakref.WeakSet[EventStream[Any]] = weakref.WeakSet()
+        self._from_threads: set[concurrent.futures.Future[Receipt]] = set()
+
+    # Life
+
+    @property
+    def state(self) -> BusState:
+        """Whether the bus runs, drains or stands still."""
+        return self._runtime.state if self._runtime is not None else BusState.STOPPED
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        """Run the bus; drain it at the end."""
+        if self.audit is not None:
+            await self.audit.start()
+        try:
+            runtime = Runtime(self._settings, self._counters, self._reporter, self.resolve, self._middleware)
+            async with runtime.running():
+                self._begin(runtime)
+                try:
+                    yield self
+                finally:
+                    await self.drain()
+        finally:
+            self._end()
+            if self.audit is not None:
+                with anyio.CancelScope(shield=True):
+                    await self.audit.aclose()
+
+    async def drain(self, timeout: float | None = None) -> DrainReport:
+        """Stop accepting, let what is in flight finish, cancel what has not after ``timeout`` seconds.
+
+        Events that handlers emit meanwhile still belong to what is in flight. What did not finish is
+        named in the report and kept as dead letters. The bus accepts nothing afterwards; leaving its
+        block ends it. Cancelling the wait does not cut the drain short.
+
+        Args:
+            timeout: seconds; ``drain_timeout`` of the bus by default.
+
+        Raises:
+            BusNotRunningError: when the bus does not run and never did.
+        """
+        runtime = self._runtime
+        if runtime is None or runtime.state is not BusState.RUNNING:
+            if self.last_drain is None:
+                raise BusNotRunningError("there is nothing to drain: the bus has not been started")
+            return self.last_drain
+        self.last_drain = DrainReport(settled=0)  # for a second caller while this one is under way
+        self.last_drain = await runtime.drain(self.drain_timeout if timeout is None else timeout)
+        return self.last_drain
+
+    async def wait_settled(self) -> None:
+        """Wait until no event is in flight, those that handlers emit meanwhile included."""
+        await self._running("wait_settled").wait_settled()
+
+    def _begin(self, runtime: Runtime) -> None:
+        with self._lock:
+            self._runtime = runtime
+            for subscription in self._subscriptions.values():
+                subscription.run = runtime.execution.runner(subscription)
+        self.last_drain = None
+        runtime.system("system.startup", {"subscriptions": len(self._subscriptions)}, None)
+
+    def _end(self) -> None:
+        self._runtime = None
+        for stream in tuple(self._streams):
+            stream.close()
+        for waiting in tuple(self._from_threads):
+            waiting.set_exception(BusNotRunningError("the bus stopped before there was room for the event"))
+        self._from_threads.clear()
+
+    # Emitting
+
+    @overload
+    async def emit(self, event: Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
+    @overload
+    async def emit(self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
+    async def emit(
+        self,
+        event: str | Payload,
+        payload: Mapping[str, Any] | Payload | None = None,
+        /,
+        **details: Unpack[EventDetails],
+    ) -> Receipt:
+        """Hand an event to the bus; return when it is accepted.
+
+        Waits only where the bus is full and its policy is ``BLOCK``; cancelling that wait leaves
+        nothing behind. Handlers run later; ``receipt.settled()`` waits for them.
+
+        Args:
+            event: a payload model, or an event type.
+            payload: the payload where ``event`` is a type.
+            details: what else to say of it, see ``EventDetails``.
+
+        Raises:
+            ValidationError: for an event that the bus does not accept; a dead letter says so too.
+            BackpressureError: when the bus is full under ``RAISE``.
+            BusNotRunningError: when the bus does not run, or drains.
+            WrongLoopError: outside the loop of the bus.
+            CascadeError: in a handler whose event has caused too many others.
+            AuditUnavailable: when the audit log cannot record the event.
+        """
+        runtime = self._running("emit")
+        made = self._event(event, payload, Details(**details) if details else None)
+        if type(made) is Receipt:
+            return made
+        receipt = runtime.try_accept(made)  # type: ignore[arg-type]  # what is no receipt is an event
+        if receipt is None:
+            return await runtime.accept_when_free(made)  # type: ignore[arg-type]
+        return receipt
+
+    @overload
+    def emit_nowait(self, event: Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
+    @overload
+    def emit_nowait(self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
+    def emit_nowait(
+        self, event: str | Payload, payload: Mapping[str, Any] | Payload | None = None, /, **details: Unpack[EventDetails]
+    ) -> Receipt:
+        """Do what ``emit`` does without ever waiting; takes the same arguments.
+
+        Raises:
+            BackpressureError: when the bus is full, under ``BLOCK`` too.
+            ValidationError: and all else that ``emit`` raises.
+        """
+        runtime = self._running("emit_nowait")
+        made = self._event(event, payload, Details(**details) if details else None)
+        return made if isinstance(made, Receipt) else runtime.accept_now(made)
+
+    @overload
+    def emit_from_thread(self, event: Payload, /, *, timeout: float | None = ..., **details: Unpack[EventDetails]) -> Receipt: ...
+    @overload
+    def emit_from_thread(
+        self, event: str, payload: Mapping[str, Any] | Payload, /, *, timeout: float | None = ..., **details: Unpack[EventDetails]
+    ) -> Receipt: ...
+    def emit_from_thread(
+        self,
+        event: str | Payload,
+        payload: Mapping[str, Any] | Payload | None = None,
+        /,
+        *,
+        timeout: float | None = None,
+        **details: Unpack[EventDetails],
+    ) -> Receipt:
+        """Do what ``emit`` does from any other thread, in a sync handler or not; blocks that thread.
+
+        The correlation id and the event being handled are those of the calling thread's context.
+        ``receipt.settled_from_thread()`` waits for the handlers.
+
+        Raises:
+            TimeoutError: when there was no room within ``timeout`` seconds; the event is not accepted.
+            WrongLoopError: on the thread of the loop, which would wait for itself.
+            ValidationError: and all else that ``emit`` raises.
+        """
+        runtime = self._runtime
+        if runtime is None:
+            raise _not_running("emit_from_thread")
+        if threading.get_ident() == runtime.thread:
+            raise WrongLoopError("emit_from_thread", inside=True)
+        done: concurrent.futures.Future[Receipt] = concurrent.futures.Future()
+        self._from_threads.add(done)
+        try:
+            made = (event, payload, Details(**details) if details else None)
+            runtime.loop.call_soon_threadsafe(self._emit_for_thread, runtime, made, done, context=copy_context())
+            return done.result(timeout)
+        except RuntimeError as error:
+            if isinstance(error, BusNotRunningError) or not runtime.loop.is_closed():
+                raise
+            raise _not_running("emit_from_thread") from None
+        except concurrent.futures.TimeoutError:
+            if not done.cancel():
+                return done.result()  # accepted at the last moment
+            raise TimeoutError(f"there was no room for the event within {timeout:g} s; it was not accepted") from None
+        finally:
+            self._from_threads.discard(done)
+
+    def _emit_for_thread(
+        self, runtime: Runtime, made: tuple[Any, Any, Details | None], done: concurrent.futures.Future[Receipt]
+    ) -> None:
+        if done.cancelled():
+            return
+        try:
+            event = self._event(*made)
+            receipt = event if isinstance(event, Receipt) else runtime.try_accept(event)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that emits
+            _answer(done, error=error)
+            return
+        if receipt is not None:
+            _answer(done, receipt)
+            return
+        place = runtime.wait_for_place()
+        place.add_done_callback(lambda _: self._accept_for_thread(runtime, event, place, done))  # type: ignore[arg-type]  # an event, or there was a receipt
+        done.add_done_callback(
+            lambda _: done.cancelled() and runtime.loop.call_soon_threadsafe(runtime.leave_line, place)
+        )
+
+    def _accept_for_thread(
+        self,
+        runtime: Runtime,
+        event: Event[Any],
+        place: asyncio.Future[None],
+        done: concurrent.futures.Future[Receipt],
+    ) -> None:
+        if place.cancelled():
+            return
+        error = place.exception()
+        if error is None and not done.set_running_or_notify_cancel():
+            return  # the thread has given up; its callback gives the place back
+        try:
+            if error is not None:
+                raise error
+            done.set_result(runtime.accept_reserved(event))
+        except BaseException as failure:  # noqa: BLE001 - raised in the thread that emits
+            _answer(done, error=failure)
+
+    @overload
+    async def dispatch(self, event: Payload, /, **details: Unpack[EventDetails]) -> Outcomes: ...
+    @overload
+    async def dispatch(self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]) -> Outcomes: ...
+    async def dispatch(
+        self, event: str | Payload, payload: Mapping[str, Any] | Payload | None = None, /, **details: Unpack[EventDetails]
+    ) -> Outcomes:
+        """Run the handlers of an event now, in this task, and return how each ended.
+
+        Takes what ``emit`` takes. A failing handler is an outcome here too, never an exception;
+        ``outcomes.raise_for_failures()`` turns it into one. Retries are waited for. With a key it
+        waits for its turn. Cancelling it cancels the handler that runs; those that did not run fail.
+
+        Raises:
+            KeyHeldError: in a handler whose own event holds the same key.
+            ValidationError: and all else that ``emit`` raises.
+        """
+        runtime = self._running("dispatch")
+        made = self._event(event, payload, Details(**details) if details else None)
+        if isinstance(made, Receipt):
+            return made.outcomes_now()
+        if made.key is not None:
+            _check_key_is_free(made)
+        return (await runtime.run_here(made)).outcomes_now()
+
+    def _event(self, subject: object, payload: object, details: Details | None) -> Event[Any] | Receipt:
+        """Make the event and run the processors; a receipt is that of an event which one of them dropped."""
+        try:
+            event = self._intake.event(subject, payload, details)
+        except ValidationError as error:
+            self._counters.rejected += 1
+            self._reporter.rejected(self._intake.rejected(subject, payload, details), error)
+            raise
+        for processor in self._processors:
+            processed = processor(event)
+            if processed is None:
+                return self._running("emit").drop(event, "processor")
+            if not isinstance(processed, Event):
+                raise ConfigurationError(f"processor {shown(processor)} returned {shown(processed)}; return the event or None")
+            event = processed
+        return event
+
+    def _running(self, method: str) -> Runtime:
+        runtime = self._runtime
+        if runtime is None:
+            raise _not_running(method)
+        if threading.get_ident() != runtime.thread or not runtime.loop.is_running():
+            raise WrongLoopError(method)
+        return runtime
+
+    # Listening
+
+    @overload
+    def stream(self, event_types: type[M], /, *, where: Filter | None = ..., buffer: int = ...) -> EventStream[M]: ...
+    @overload
+    def stream(
+        self, event_types: str | Iterable[Wanted], /, *, where: Filter | None = ..., buffer: int = ...
+    ) -> EventStream[Any]: ...
+    def stream(
+        self,
+        event_types: Wanted | Iterable[Wanted],
+        /,
+        *,
+        where: Filter | None = None,
+        buffer: int = DEFAULT_BUFFER,
+    ) -> EventStream[Any]:
+        """Iterate over matching events as they are accepted, from now on: ``async for event in bus.stream("*")``.
+
+        Args:
+            event_types: a pattern, a model, or a list of them.
+            where: a filter.
+            buffer: events kept for a reader that is slow; see ``EventStream``.
+
+        Raises:
+            PatternError: for a pattern that cannot match.
+            BusNotRunningError: when the bus does not run.
+        """
+        stream: EventStream[Any] = EventStream(self._patterns(event_types), where, buffer)
+        weak = weakref.ref(stream)
+
+        def tap(receipt: Receipt) -> None:
+            target = weak()
+            if target is not None:
+                target.offer(receipt)
+
+        stop = self.listen(tap)
+        weakref.finalize(stream, stop).atexit = False
+        stream.listen(stop)
+        self._streams.add(stream)
+        return stream
+
+    def listen(self, tap: Callable[[Receipt], None]) -> Callable[[], None]:
+        """Call ``tap`` with the receipt of each event that is accepted from now on; return what ends that.
+
+        It is called on the loop, before any handler, for system events too. It must be quick; what
+        it raises is counted, and hurts no event. A handler that does work belongs into ``subscribe``.
+
+        Raises:
+            BusNotRunningError: when the bus does not run.
+        """
+        taps, name = self._running("listen").taps, object()
+        taps[name] = tap
+
+        def stop() -> None:
+            taps.pop(name, None)
+
+        return stop
+
+    @overload
+    async def expect(
+        self, event_types: type[M], /, *, where: Filter | None = ..., timeout: float | None = ...
+    ) -> Event[M]: ...
+    @overload
+    async def expect(
+        self, event_types: str | Iterable[Wanted], /, *, where: Filter | None = ..., timeout: float | None = ...
+    ) -> Event[Any]: ...
+    async def expect(
+        self,
+        event_types: Wanted | Iterable[Wanted],
+        /,
+        *,
+        where: Filter | None = None,
+        timeout: float | None = None,
+    ) -> Event[Any]:
+        """Wait for the next matching event to be accepted, and return it.
+
+        It listens from its first step on: start it before what emits the event.
+
+        Raises:
+            TimeoutError: when none came within ``timeout`` seconds.
+            BusNotRunningError: when the bus does not run, or stops first.
+        """
+        return await first(self.stream(event_types, where=where), timeout, shown(event_types))
+
+    # Dead letters
+
+    async def redrive(self, letter_id: str, *, max_attempts: int = 10) -> Outcomes:
+        """Deliver a dead letter again, to the subscription that failed and to no other; wait for the outcome.
+
+        The event keeps its id, and its attempt number goes on. When it goes well the letter is gone;
+        when it fails again the same letter tells of it. One attempt is made, without retries.
+
+        Args:
+            letter_id: the id of the letter. That of an ``ALL_HANDLERS_FAILED`` letter redrives every
+                letter of its event.
+            max_attempts: attempts, redrives included, after which the letter is left alone.
+
+        Raises:
+            DeadLetterNotFoundError: when there is no such letter.
+            RedriveError: when it cannot be redriven: too many attempts, the subscription is gone, it
+                runs already, its last attempt still runs, or the event was never accepted.
+        """
+        runtime = self._running("redrive")
+        letter = self.dead_letters.get(letter_id)
+        if letter.reason is FailureReason.ALL_HANDLERS_FAILED:
+            return await self._redrive_event(letter, max_attempts)
+        receipt, rerun = self._rerun(runtime, letter, max_attempts)
+        self._redriving.add(letter_id)
+        try:
+            outcome = await runtime.rerun_here(receipt, rerun)
+        finally:
+            self._redriving.discard(letter_id)
+        if not outcome.failed:
+            self._counters.redriven += 1
+            self._reporter.redriven(letter)
+            self._forget_summary(letter.event.event_id)
+        return receipt.outcomes_now()
+
+    async def redrive_all(
+        self,
+        event_type: str | None = None,
+        *,
+        reason: FailureReason | str | None = None,
+        subscription: str | None = None,
+        older_than: float | None = None,
+        limit: int | None = None,
+        max_attempts: int = 10,
+    ) -> dict[str, Outcomes]:
+        """Redrive the letters that match, oldest first, each once; return the outcomes by letter.
+
+        Letters that cannot be redriven (see ``redrive``) are left out of the result and stay.
+        """
+        letters = self.dead_letters.list(
+            event_type, reason=reason, subscription=subscription, older_than=older_than, limit=limit
+        )
+        outcomes: dict[str, Outcomes] = {}
+        for letter in reversed(letters):
+            if letter.subscription is None:
+                continue
+            try:
+                outcomes[letter.letter_id] = await self.redrive(letter.letter_id, max_attempts=max_attempts)
+            except (RedriveError, LookupError):
+                continue
+        return outcomes
+
+    def _rerun(self, runtime: Runtime, letter: DeadLetter, max_attempts: int) -> tuple[Receipt, Rerun]:
+        name, event = letter.subscription, letter.event
+        subscription = self._subscriptions.get(name) if name is not None else None
+        refusal = None
+        if name is None:
+            refusal = "the event was never accepted; correct it and emit it again"
+        elif subscription is None or not subscription.open:
+            refusal = f"its subscription {name} is gone or paused"
+        elif letter.attempts >= max_attempts:
+            refusal = f"{letter.attempts} attempts were made and max_attempts is {max_attempts}"
+        elif letter.letter_id in self._redriving:
+            refusal = "it is being redriven"
+        elif runtime.threads.is_stuck(event.event_id, name):
+            refusal = "the thread of its last attempt still runs"
+        if refusal is not None or subscription is None:
+            raise RedriveError(f"dead letter {letter.letter_id} cannot be redriven: {refusal}")
+        receipt = Receipt(event)
+        receipt.system = receipt.begun = receipt.passed = True
+        receipt.plan, receipt.retrying = (subscription,), 1
+        receipt.results = [Outcome(subscription.name, OutcomeState.SKIPPED)]
+        return receipt, Rerun(receipt, 0, subscription, letter.attempts + 1, letter)
+
+    async def _redrive_event(self, summary: DeadLetter, max_attempts: int) -> Outcomes:
+        letters = [
+            letter
+            for letter in self.dead_letters
+            if letter.event.event_id == summary.event.event_id and letter.subscription is not None
+        ]
+        if not letters:
+            self.dead_letters.remove(summary.letter_id)
+        outcomes = [o for each in letters for o in (await self.redrive(each.letter_id, max_attempts=max_attempts)).values()]
+        plan = [self._subscriptions[outcome.subscription] for outcome in outcomes]
+        return Outcomes(summary.event, plan, outcomes)
+
+    def _forget_summary(self, event_id: str) -> None:
+        """Not all handlers of an event have failed any more: the letter that said so goes."""
+        for letter in self.dead_letters.list(reason=FailureReason.ALL_HANDLERS_FAILED):
+            if letter.event.event_id == event_id:
+                self.dead_letters.remove(letter.letter_id)
+
+    # Looking at it
+
+    def stats(self) -> BusStats:
+        """Return what the bus has counted; safe from any thread, and JSON-serialisable."""
+        runtime, counters = self._runtime, self._counters
+        subscriptions = self.subscriptions
+        letters = self.dead_letters.stats()
+        return BusStats(
+            state=self.state.value,
+            accepted=counters.accepted,
+            settled=counters.settled,
+            pending=runtime.pending if runtime is not None else 0,
+            rejected=counters.rejected,
+            dropped=counters.dropped,
+            dropped_after=counters.dropped_after,
+            deliveries=counters.deliveries,
+            failures=counters.failures,
+            retries=counters.retries,
+            redriven=counters.redriven,
+            dead_letters=letters.size,
+            dead_letters_evicted=letters.evicted,
+            subscriptions=len(subscriptions),
+            subscriptions_active=sum(subscription.open for subscription in subscriptions),
+            threads_busy=runtime.threads.busy if runtime is not None else 0,
+            threads_abandoned=runtime.threads.abandoned if runtime is not None else 0,
+            threads_limit=self._settings.max_concurrent_handlers,
+            max_pending_events=self._settings.max_pending_events,
+            overflow_policy=self._settings.overflow_policy.value,
+            system_events=counters.system_events,
+            system_dropped=counters.system_dropped,
+            audit_enabled=self.audit is not None,
+            audit_failures=self._reporter.audit_failures,
+            metrics_enabled=self.metrics is not None,
+            metrics_errors=self._bus_metrics.errors if self._bus_metrics is not None else 0,
+            metrics=self.metrics.snapshot() if isinstance(self.metrics, InMemoryMetrics) else None,
+        )
+
+    def _add(self, subscription: Subscription, *, named: bool) -> None:
+        if subscription.timeout is None:
+            subscription.timeout = self.handler_timeout
+        if self._runtime is not None:
+            subscription.run = self._runtime.execution.runner(subscription)
+        super()._add(subscription, named=named)
+        if self._bus_metrics is not None:
+            self._bus_metrics.subscriptions(len(self._subscriptions))
+
+
+def _policy(policy: OverflowPolicy | str) -> OverflowPolicy:
+    try:
+        return OverflowPolicy(policy)
+    except ValueError:
+        choices = ", ".join(repr(choice.value) for choice in OverflowPolicy)
+        raise ConfigurationError(f"overflow_policy={shown(policy)} is not a choice; use one of {choices}") from None
+
+
+def _callables(name: str, given: Sequence[Any]) -> tuple[Any, ...]:
+    for each in given:
+        if not callable(each):
+            raise ConfigurationError(f"{name} holds {shown(each)}, which cannot be called; pass functions")
+    return tuple(given)
+
+
+def _answer(
+    done: concurrent.futures.Future[Receipt], receipt: Receipt | None = None, error: BaseException | None = None
+) -> None:
+    """Tell a waiting thread, unless it has stopped waiting."""
+    try:
+        if error is not None:
+            done.set_exception(error)
+        elif receipt is not None:
+            done.set_result(receipt)
+    except concurrent.futures.InvalidStateError:
+        pass
+
+
+def _check_key_is_free(event: Event[Any]) -> None:
+    parent = current_event()
+    if parent is not None and parent.key == event.key:
+        raise KeyHeldError(event.event_type, str(event.key))
+
+
+def _not_running(method: str) -> BusNotRunningError:
+    return BusNotRunningError(f"{method}() needs a running bus; use it inside 'async with bus:' or aperion.run(bus, main)")

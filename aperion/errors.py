@@ -1,0 +1,209 @@
+"""Every exception that Aperion raises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class AperionError(Exception):
+    """The root of every exception that Aperion raises."""
+
+
+class ConfigurationError(AperionError, ValueError):
+    """Raised when something is declared wrongly: a bus, a subscription, a router, an application."""
+
+
+class HandlerError(ConfigurationError, TypeError):
+    """Raised by ``on`` and ``subscribe`` for something that cannot handle an event."""
+
+
+class PatternError(ConfigurationError):
+    """Raised by ``on``, ``subscribe``, ``expect`` and ``stream`` for a pattern that cannot be parsed."""
+
+    def __init__(self, pattern: object, reason: str) -> None:
+        super().__init__(
+            f"{shown(pattern)} is not a pattern: {reason}; use an event type such as 'chat.sent', "
+            "'chat.*' for a whole domain, 'order.*.failed' for one free segment, or '*' for everything"
+        )
+        self.pattern = pattern
+
+
+class ValidationError(AperionError, ValueError):
+    """Raised to the emitter of an event that the bus does not accept.
+
+    The text names fields and rules, never the values that broke them.
+    """
+
+    def __init__(self, message: str, *, event_type: str | None = None, fields: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.event_type = event_type
+        self.fields = tuple(fields)
+
+
+class EventTypeError(ValidationError):
+    """Raised for a name that is not an event type, or that the naming policy forbids."""
+
+
+class UnknownEventTypeError(EventTypeError, LookupError):
+    """Raised for an event type that no payload model has, where one is required or nearly matches."""
+
+    def __init__(self, event_type: str, near: str | None) -> None:
+        hint = f"did you mean {near!r}?" if near else "declare one with class Name(Payload, type=...)"
+        allow = "; if the type is meant, declare a model for it or pass Naming(unknown='allow')" if near else ""
+        super().__init__(f"no payload model has the event type {event_type!r}; {hint}{allow}", event_type=event_type)
+        self.near = near
+
+
+class PayloadError(ValidationError):
+    """Raised for a payload of the wrong shape."""
+
+
+class SerializationError(PayloadError):
+    """Raised for a payload that cannot be written down: cyclic, too deep, NaN, a lone surrogate."""
+
+
+class PayloadTooLargeError(PayloadError):
+    """Raised for a payload whose JSON form exceeds ``max_payload_bytes``."""
+
+    def __init__(self, event_type: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"the payload of {event_type!r} takes {size:,} bytes as JSON and {limit:,} are allowed; "
+            "send a reference to the content, or raise max_payload_bytes",
+            event_type=event_type,
+        )
+        self.size = size
+        self.limit = limit
+
+
+class BusNotRunningError(AperionError, RuntimeError):
+    """Raised when an event is handed to a bus that is not running, or that is draining."""
+
+
+class WrongLoopError(AperionError, RuntimeError):
+    """Raised when a bus is used from another event loop or thread than the one that it runs on."""
+
+    def __init__(self, method: str, *, inside: bool = False) -> None:
+        where = "on the thread of" if inside else "outside"
+        advice = "use emit() there" if inside else "use emit_from_thread() from other threads and loops"
+        super().__init__(f"{method}() was called {where} the event loop that this bus runs on; {advice}")
+
+
+class BackpressureError(AperionError):
+    """Raised by ``emit`` under ``RAISE``, and by ``emit_nowait``, when the bus is full."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit:,} events are accepted and unsettled, the limit of this bus; "
+            "emit more slowly, raise max_pending_events, or choose OverflowPolicy.BLOCK"
+        )
+        self.limit = limit
+
+
+class KeyHeldError(AperionError, RuntimeError):
+    """Raised by ``dispatch`` in a handler whose own event has the same key: it would wait for itself."""
+
+    def __init__(self, event_type: str, key: str) -> None:
+        super().__init__(
+            f"dispatch of {event_type!r} with key {shown(key)} waits until the event now being handled has settled, "
+            "which has the same key; use emit(), or leave the key out"
+        )
+        self.key = key
+
+
+class CascadeError(AperionError):
+    """Raised in a handler whose emit would exceed ``max_hops`` or ``max_cascade``."""
+
+    def __init__(self, message: str, chain: Sequence[str]) -> None:
+        super().__init__(f"{message}: {' > '.join(chain)}")
+        self.chain = tuple(chain)
+
+
+class HandlerTimeoutError(AperionError, TimeoutError):
+    """The error of a delivery that took longer than its timeout; a handler never sees it."""
+
+    def __init__(self, subscription: str, timeout: float) -> None:
+        super().__init__(f"handler {subscription} did not end within {timeout:g} s")
+        self.subscription = subscription
+        self.timeout = timeout
+
+
+class ThreadsExhaustedError(AperionError, RuntimeError):
+    """The error of a delivery to a sync handler when every worker thread is stuck in an abandoned one."""
+
+    def __init__(self, limit: int, stuck: Sequence[str]) -> None:
+        super().__init__(
+            f"all {limit} worker threads are stuck in handlers that timed out ({', '.join(stuck)}); "
+            "let those handlers end (aperion.check_cancelled()), or run them with isolation='process'"
+        )
+        self.limit = limit
+        self.stuck = tuple(stuck)
+
+
+class NotDeliveredError(AperionError):
+    """The error of a delivery that the bus gave up: it drained, or its deadline passed."""
+
+
+class DeliveryError(AperionError):
+    """Raised by ``outcomes.raise_for_failures()`` with the handlers' errors in ``errors``."""
+
+    def __init__(self, event_type: str, errors: Sequence[tuple[str, BaseException]]) -> None:
+        names = ", ".join(f"{name} ({type(error).__name__})" for name, error in errors)
+        super().__init__(f"{len(errors)} of the deliveries of {event_type!r} failed: {names}")
+        self.event_type = event_type
+        self.errors = dict(errors)
+
+
+class StreamOverflowError(AperionError):
+    """Raised to the reader of ``stream`` who fell further behind than its buffer."""
+
+    def __init__(self, limit: int, missed: int) -> None:
+        super().__init__(
+            f"this reader fell more than {limit:,} events behind and missed {missed:,}; "
+            "read faster, raise buffer=, or subscribe a handler, which misses none"
+        )
+        self.limit = limit
+        self.missed = missed
+
+
+class DeadLetterNotFoundError(AperionError, LookupError):
+    """Raised for the id of a dead letter that the store does not hold."""
+
+    def __init__(self, letter_id: str) -> None:
+        super().__init__(f"no dead letter has the id {letter_id!r}; dead_letters.list() shows those there are")
+        self.letter_id = letter_id
+
+
+class RedriveError(AperionError):
+    """Raised for a dead letter that cannot be redriven; its reason stands in the message."""
+
+
+class AuditError(AperionError):
+    """The root of what can go wrong with the audit log."""
+
+
+class AuditUnavailable(AuditError, OSError):  # noqa: N818 - reads as a state, the way operators name it
+    """Raised by ``emit`` when the audit log cannot take the record; the event was not dispatched."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(
+            f"the audit log {path} cannot be written ({reason}), so the event was not accepted; "
+            "free the disk or fix the file, then emit again"
+        )
+        self.path = path
+        self.reason = reason
+
+
+class ApplicationError(AperionError):
+    """Raised when an application cannot be found, imported or started."""
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Return a short ``repr`` of a value for an error text; never raises."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the error being reported
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
