@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from typing import Unpack
 
+    from aperion._threads import WorkerThreads
     from aperion.delivery import DeadLetter, Filter, Subscription
     from aperion.events import Payload
     from aperion.naming import Naming
@@ -197,9 +198,9 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         self.handler_timeout = math.inf if handler_timeout is None else handler_timeout
         self.drain_timeout = drain_timeout
         self.audit = audit
-        self.redactor = redactor or Redactor()
+        self.redactor = redactor if redactor is not None else Redactor()
         self.metrics = metrics
-        self.dead_letters = dead_letter_queue or DeadLetterQueue(redactor=self.redactor)
+        self.dead_letters = DeadLetterQueue(redactor=self.redactor) if dead_letter_queue is None else dead_letter_queue
         self.last_drain: DrainReport | None = None
         self._settings = Settings(
             max_concurrent_events=max_concurrent_events,
@@ -216,6 +217,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         self._bus_metrics = BusMetrics(metrics) if metrics is not None else None
         self._reporter = Reporter(audit, self._bus_metrics, self.dead_letters, self.redactor)
         self._runtime: Runtime | None = None
+        self._threads: WorkerThreads | None = None  # those of the last run too: stuck ones outlive it
         self._redriving: set[str] = set()
         self._streams: weakref.WeakSet[EventStream[Any]] = weakref.WeakSet()
         self._from_threads: set[concurrent.futures.Future[Receipt]] = set()
@@ -275,6 +277,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
     def _begin(self, runtime: Runtime) -> None:
         with self._lock:
             self._runtime = runtime
+            self._threads = runtime.threads
             for subscription in self._subscriptions.values():
                 subscription.run = runtime.execution.runner(subscription)
         self.last_drain = None
@@ -677,7 +680,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             state=self.state.value,
             accepted=counters.accepted,
             settled=counters.settled,
-            pending=runtime.pending if runtime is not None else 0,
+            pending=runtime.pending - runtime.reserved if runtime is not None else 0,
             rejected=counters.rejected,
             dropped=counters.dropped,
             dropped_after=counters.dropped_after,
@@ -689,8 +692,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             dead_letters_evicted=letters.evicted,
             subscriptions=len(subscriptions),
             subscriptions_active=sum(subscription.open for subscription in subscriptions),
-            threads_busy=runtime.threads.busy if runtime is not None else 0,
-            threads_abandoned=runtime.threads.abandoned if runtime is not None else 0,
+            threads_busy=self._threads.busy if self._threads is not None else 0,
+            threads_abandoned=self._threads.abandoned if self._threads is not None else 0,
             threads_limit=self._settings.max_concurrent_handlers,
             max_pending_events=self._settings.max_pending_events,
             overflow_policy=self._settings.overflow_policy.value,

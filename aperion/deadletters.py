@@ -7,7 +7,7 @@ import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from pydantic_core import from_json
 
@@ -21,6 +21,7 @@ from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Unpack
 
     from aperion.delivery import Subscription
     from aperion.events import Event
@@ -51,7 +52,7 @@ class MemoryStore:
         self._lock = threading.Lock()
 
     def put(self, letter: DeadLetter) -> int:
-        """Keep a letter, in the place of the one with its id if there is one; return how many were evicted."""
+        """Keep a letter, in place of the one with its id if there is one; return how many were evicted."""
         with self._lock:
             self._letters[letter.letter_id] = letter
             if len(self._letters) <= self.max_size:
@@ -88,9 +89,9 @@ class DeadLetterStats:
         max_size: how many there can be; None where the store does not say.
         evicted: letters that a full store let go since the queue was made.
         by_reason: how many there are for each reason.
-        by_event_type: how many there are for each event type; names that are no event types are redacted.
-        oldest_at: when the one that failed longest ago did, in seconds since the epoch; None without letters.
-        newest_at: when the one that failed last did.
+        by_event_type: how many for each event type; what was refused for its name is redacted.
+        oldest_at: the earliest ``failed_at``; None without letters.
+        newest_at: the latest one.
     """
 
     size: int
@@ -100,6 +101,19 @@ class DeadLetterStats:
     by_event_type: dict[str, int]
     oldest_at: float | None
     newest_at: float | None
+
+
+class DeadLetterFilters(TypedDict, total=False):
+    """The filters of ``list``, ``purge`` and ``export``, all by keyword; None lets everything pass.
+
+    ``reason``: why the letters are dead; its value as text also works.
+    ``subscription``: the one that failed, or its name.
+    ``older_than``: seconds that have passed at least since they failed last.
+    """
+
+    reason: FailureReason | str | None
+    subscription: Subscription | str | None
+    older_than: float | None
 
 
 class DeadLetterQueue:
@@ -161,22 +175,14 @@ class DeadLetterQueue:
         return letter
 
     def list(
-        self,
-        event_type: str | None = None,
-        *,
-        reason: FailureReason | str | None = None,
-        subscription: Subscription | str | None = None,
-        older_than: float | None = None,
-        limit: int | None = None,
+        self, event_type: str | None = None, *, limit: int | None = None, **filters: Unpack[DeadLetterFilters]
     ) -> Letters:
         """Return the letters that fit every filter, newest first.
 
         Args:
             event_type: a pattern, such as ``"chat.*"``.
-            reason: why they failed; its value as text also works.
-            subscription: the one that failed, or its name.
-            older_than: seconds that have passed at least since they failed last.
             limit: how many at most.
+            filters: see ``DeadLetterFilters``.
 
         Raises:
             PatternError: for an ``event_type`` that cannot match.
@@ -184,29 +190,21 @@ class DeadLetterQueue:
         """
         if limit is not None:
             positive("limit", limit, whole=True)
-        fits = _filter(event_type, reason, subscription, older_than)
+        fits = _filter(event_type, **filters)
         return list(islice((letter for letter in reversed(tuple(self._store)) if fits(letter)), limit))
 
     def remove(self, letter_id: str) -> bool:
         """Take a letter out; return False when there is none with this id."""
         return self._store.pop(letter_id) is not None
 
-    def purge(
-        self,
-        event_type: str | None = None,
-        *,
-        reason: FailureReason | str | None = None,
-        subscription: Subscription | str | None = None,
-        older_than: float | None = None,
-    ) -> int:
+    def purge(self, event_type: str | None = None, **filters: Unpack[DeadLetterFilters]) -> int:
         """Remove the letters that fit every filter of ``list``, or all; return how many they were.
 
         Raises:
             PatternError: for an ``event_type`` that cannot match.
             ConfigurationError: for another filter that makes no sense.
         """
-        letters = self.list(event_type, reason=reason, subscription=subscription, older_than=older_than)
-        return sum(self.remove(letter.letter_id) for letter in letters)
+        return sum(self.remove(letter.letter_id) for letter in self.list(event_type, **filters))
 
     def size(self) -> int:
         """Count the letters."""
@@ -243,19 +241,10 @@ class DeadLetterQueue:
         }
 
     def export(
-        self,
-        event_type: str | None = None,
-        *,
-        reason: FailureReason | str | None = None,
-        subscription: Subscription | str | None = None,
-        older_than: float | None = None,
-        limit: int | None = None,
+        self, event_type: str | None = None, *, limit: int | None = None, **filters: Unpack[DeadLetterFilters]
     ) -> Shown:
         """Return what ``list`` returns, each letter as ``to_dict`` shows it."""
-        letters = self.list(
-            event_type, reason=reason, subscription=subscription, older_than=older_than, limit=limit
-        )
-        return [self.to_dict(letter) for letter in letters]
+        return [self.to_dict(letter) for letter in self.list(event_type, limit=limit, **filters)]
 
     def __iter__(self) -> Iterator[DeadLetter]:
         """Iterate over a copy, oldest first: the order in which they are redriven."""
@@ -304,7 +293,7 @@ class DeadLetterQueue:
         return event_type if is_valid_event_type(event_type) else self._redactor.redact_text(event_type)
 
 
-def letter_from(  # noqa: PLR0913 - what a letter tells
+def letter_from(  # noqa: PLR0913, PLR0917 - what a letter tells
     event: Event[Any],
     subscription: str | None,
     reason: FailureReason,
@@ -334,16 +323,17 @@ def letter_from(  # noqa: PLR0913 - what a letter tells
 def _checked_store(store: object) -> DeadLetterStore:
     if isinstance(store, type) or not isinstance(store, DeadLetterStore):
         raise ConfigurationError(
-            f"store={shown(store)} cannot keep dead letters; pass an object with put, pop, __iter__ and __len__"
+            f"store={shown(store)} keeps no dead letters; pass an object with put, pop, __iter__ and __len__"
         )
     return store
 
 
 def _filter(
     event_type: str | None,
-    reason: FailureReason | str | None,
-    subscription: Subscription | str | None,
-    older_than: float | None,
+    *,
+    reason: FailureReason | str | None = None,
+    subscription: Subscription | str | None = None,
+    older_than: float | None = None,
 ) -> Callable[[DeadLetter], bool]:
     rules: list[Callable[[DeadLetter], bool]] = []
     if event_type is not None:

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 import anyio
 
+from aperion.context import current_event
 from aperion.errors import ConfigurationError, DeliveryError
 from aperion.events import Event, P
 from aperion.patterns import matches
@@ -325,6 +326,15 @@ class Host(Protocol):
     def place_lent(self) -> AbstractContextManager[None]:
         """Let another event be handled while a handler waits, so that it does not wait for itself."""
 
+    def lend_place(self) -> None:
+        """Begin to do so."""
+
+    def take_place_back(self) -> None:
+        """End it."""
+
+    def from_thread(self, callback: Callable[[], None]) -> None:
+        """Call back on the loop, from another thread."""
+
 
 class Run:
     """One pass over the handlers of an event, as the deadlines see it."""
@@ -403,7 +413,7 @@ class Receipt(Run):
         if not self._done:
             event = anyio.Event()
             self.on_settled(event.set)
-            with self.host.place_lent() if self.host else nullcontext():
+            with self.host.place_lent() if self.host and current_event() else nullcontext():
                 await event.wait()
         return self.outcomes_now()
 
@@ -413,10 +423,18 @@ class Receipt(Run):
         Raises:
             TimeoutError: when the event is still in flight after ``timeout`` seconds.
         """
+        if self._done or self.host is None:
+            return self.outcomes_now()
         event = threading.Event()
-        self.on_settled(event.set)
-        if not self._done and not event.wait(timeout):
-            raise TimeoutError(f"{self.event!r} has not settled within {timeout:g} s")
+        self.host.from_thread(lambda: event.set() if self._done else self.on_settled(event.set))
+        if current_event() is not None:
+            self.host.from_thread(self.host.lend_place)
+        try:
+            if not event.wait(timeout):
+                raise TimeoutError(f"{self.event!r} has not settled within {timeout:g} s")
+        finally:
+            if current_event() is not None:
+                self.host.from_thread(self.host.take_place_back)
         return self.outcomes_now()
 
     def on_settled(self, callback: Callable[[], None]) -> None:

@@ -31,24 +31,27 @@ def compose(middlewares: Sequence[Middleware], handler: CallNext) -> CallNext:
         if not _is_async(middleware):
             raise ConfigurationError(
                 f"the middleware {shown(middleware)} is not async, so it cannot await what it wraps; "
-                "write it as 'async def name(delivery, call_next)', or give its object an 'async def __call__'"
+                "write it as 'async def name(delivery, call_next)', or give the object an async __call__"
             )
         handler = _linked(middleware, handler)
     return handler
 
 
 def log_slow(threshold: float = 1.0) -> Middleware:
-    """Return a middleware that logs a warning for each handler that took longer than ``threshold`` seconds.
+    """Return a middleware that logs a warning for each handler that took longer than ``threshold``.
 
     It counts the wait for a worker thread too, and sees handlers that fail or time out. The line
     names the event and the subscription and shows nothing of the payload.
+
+    Args:
+        threshold: seconds.
 
     Raises:
         ConfigurationError: for a threshold that is not a number of seconds above 0.
     """
     positive("threshold", threshold)
 
-    async def log_slow(delivery: Delivery, call_next: CallNext) -> Any:  # noqa: ANN401 - what the handler returns
+    async def timed(delivery: Delivery, call_next: CallNext) -> Any:  # noqa: ANN401 - what the handler returns
         started = perf_counter()
         try:
             return await call_next(delivery)
@@ -57,7 +60,7 @@ def log_slow(threshold: float = 1.0) -> Middleware:
             if seconds > threshold:
                 _warn(delivery, seconds)
 
-    return log_slow
+    return timed
 
 
 def _warn(delivery: Delivery, seconds: float) -> None:
@@ -76,8 +79,9 @@ def _linked(middleware: Middleware, call_next: CallNext) -> CallNext:
 
 
 def _is_async(middleware: object) -> bool:
+    # compose() may be called for each delivery, and this is how a function says it fastest.
     code = getattr(middleware, "__code__", None)
-    if code is not None and code.co_flags & inspect.CO_COROUTINE:  # a tenth of the time, once for each delivery
+    if code is not None and code.co_flags & inspect.CO_COROUTINE:
         return True
     while isinstance(middleware, functools.partial):
         middleware = middleware.func

@@ -189,9 +189,8 @@ class Router:
         self._cache = {}
 
     def _patterns(self, event_types: Wanted | Iterable[Wanted]) -> tuple[str, ...]:
-        many = [event_types] if isinstance(event_types, str | type) else event_types
-        if not isinstance(many, Iterable):
-            raise ConfigurationError(f"{shown(event_types)} is no event type; pass a pattern, a model, or a list of them")
+        one = isinstance(event_types, str | type) or not isinstance(event_types, Iterable)
+        many: Iterable[object] = [event_types] if one else event_types  # type: ignore[assignment]
         patterns = tuple(dict.fromkeys(self._pattern(wanted) for wanted in many))
         if not patterns:
             raise ConfigurationError("the list of event types is empty, so the handler would never run; name at least one")

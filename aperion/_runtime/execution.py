@@ -114,7 +114,9 @@ class Execution:
                 receipt.started = ended
                 if observes:
                     self._reporter.ended(event, subscription, Attempt(1, OutcomeState.OK, seconds))
-        self._passed(receipt)
+        receipt.passed = True
+        if not receipt.retrying:
+            self._settle(receipt)
 
     async def redeliver(self, rerun: Rerun) -> None:
         """Run one handler of an event once more."""
@@ -178,7 +180,7 @@ class Execution:
             self._settle(receipt)
 
     def _settle(self, receipt: Receipt) -> None:
-        if 1 < receipt.failures == len(receipt.results):
+        if receipt.failures > 1 and receipt.failures == len(receipt.results):
             self._reporter.all_failed(receipt, [r for r in receipt.results if isinstance(r, Outcome)])
         self._runtime.settle(receipt)
 

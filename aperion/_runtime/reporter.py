@@ -46,7 +46,7 @@ class Reporter:
         self.observes = audit is not None or metrics is not None
         self.system: Callable[[str, Mapping[str, Any], Event[Any] | None], None] = _nobody
 
-    def accepted(self, event: Event[Any]) -> None:
+    def accepted(self, event: Event[Any], pending: int) -> None:
         """Record an event before it is dispatched.
 
         Raises:
@@ -56,6 +56,12 @@ class Reporter:
             self.audit.accepted(event)
         if self.metrics is not None:
             self.metrics.emitted(event.event_type, event.source)
+            self.metrics.pending(pending)
+
+    def pending(self, count: int) -> None:
+        """Tell how many events are in flight."""
+        if self.metrics is not None:
+            self.metrics.pending(count)
 
     def ended(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
         """Record how one attempt ended; called where somebody observes."""
