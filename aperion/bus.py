@@ -200,7 +200,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         self.audit = audit
         self.redactor = redactor if redactor is not None else Redactor()
         self.metrics = metrics
-        self.dead_letters = DeadLetterQueue(redactor=self.redactor) if dead_letter_queue is None else dead_letter_queue
+        self.dead_letters = DeadLetterQueue() if dead_letter_queue is None else dead_letter_queue
+        self.dead_letters.use_redactor(self.redactor)
         self.last_drain: DrainReport | None = None
         self._settings = Settings(
             max_concurrent_events=max_concurrent_events,
