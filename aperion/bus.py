@@ -35,6 +35,7 @@ from aperion.errors import (
 )
 from aperion.events import Event
 from aperion.metrics import BusMetrics, InMemoryMetrics
+from aperion.middleware import compose
 from aperion.redaction import Redactor
 from aperion.router import Router, Wanted
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from aperion._threads import WorkerThreads
-    from aperion.delivery import DeadLetter, Filter, Subscription
+    from aperion.delivery import DeadLetter, Delivery, Filter, Subscription
     from aperion.events import Payload
     from aperion.naming import Naming
     from aperion.protocols import AuditSink, MetricsBackend, Middleware, Processor
@@ -211,6 +212,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         )
         self._processors = _callables("processors", processors)
         self._middleware = _callables("middleware", middleware)
+        compose(self._middleware, _nothing)  # refuses what is no middleware now, not at the first event
         self._intake = Intake(
             self._naming, max_payload_bytes=max_payload_bytes, max_hops=max_hops, max_cascade=max_cascade
         )
@@ -468,6 +470,9 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             self._counters.rejected += 1
             self._reporter.rejected(self._intake.rejected(subject, payload, details), error)
             raise
+        return self._processed(event) if self._processors else event
+
+    def _processed(self, event: Event[Any]) -> Event[Any] | Receipt:
         for processor in self._processors:
             processed = processor(event)
             if processed is None:
@@ -708,11 +713,18 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         )
 
     def _add(self, subscription: Subscription, *, named: bool) -> None:
-        if subscription.timeout is None:
+        if math.isnan(subscription.timeout):
             subscription.timeout = self.handler_timeout
         if self._runtime is not None:
             subscription.run = self._runtime.execution.runner(subscription)
         super()._add(subscription, named=named)
+        self._count_subscriptions()
+
+    def _remove(self, subscription: Subscription) -> None:
+        super()._remove(subscription)
+        self._count_subscriptions()
+
+    def _count_subscriptions(self) -> None:
         if self._bus_metrics is not None:
             self._bus_metrics.subscriptions(len(self._subscriptions))
 
@@ -749,6 +761,10 @@ def _check_key_is_free(event: Event[Any]) -> None:
     parent = current_event()
     if parent is not None and parent.key == event.key:
         raise KeyHeldError(event.event_type, str(event.key))
+
+
+async def _nothing(_delivery: Delivery) -> None:
+    """End a chain that is made for being checked only."""
 
 
 def _not_running(method: str) -> BusNotRunningError:

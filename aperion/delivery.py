@@ -126,7 +126,7 @@ class Subscription:
         handler: Handler[Any],
         kind: HandlerKind,
         priority: int = 100,
-        timeout: float | None = None,
+        timeout: float = math.nan,
         retry: Retry | None = None,
         where: Filter | None = None,
         metadata: Mapping[str, Any] | None = None,

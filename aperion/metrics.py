@@ -387,14 +387,15 @@ class BusMetrics:
         subscription: str,
         state: OutcomeState,
         seconds: float,
-        waited: float | None = None,
     ) -> None:
-        """Count and time one attempt at a delivery; ``waited`` only for the first handler of an event."""
+        """Count and time one attempt at a delivery."""
         self._tell(DELIVERIES, 1, event_type, subscription, state.value)
         if state is not OutcomeState.SKIPPED:  # the handler was not started
             self._tell(DURATION, seconds, event_type, subscription)
-        if waited is not None:
-            self._tell(WAIT, max(0.0, waited), event_type)
+
+    def begun(self, event_type: str, waited: float) -> None:
+        """Time how many seconds an accepted event waited for its first handler."""
+        self._tell(WAIT, max(0.0, waited), event_type)
 
     def retried(self, event_type: str, subscription: str) -> None:
         """Count an attempt that is scheduled after a failed one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar, overload
@@ -276,7 +277,7 @@ def _make(  # noqa: PLR0913 - one argument for each option
         handler=handler,
         kind=kind,
         priority=priority,
-        timeout=timeout,
+        timeout=math.nan if timeout is None else timeout,  # not a number: that of the bus which has it
         retry=retry,
         where=where,
         metadata=metadata,

@@ -38,6 +38,9 @@ async def test_the_bus_feeds_counts_and_durations() -> None:
         with pytest.raises(aperion.EventTypeError):
             await bus.emit("Bad", {})
         snapshot = bus.stats().metrics
+        assert metrics.gauge_value("aperion_subscriptions") == 3
+        await (await bus.emit("quiet.event", {})).settled()
+        bus.unsubscribe("hangs")
 
     assert metrics.counter("aperion_events_emitted_total", event_type="chat.sent") == 2
     assert metrics.counter("aperion_events_rejected_total") == 1
@@ -48,7 +51,8 @@ async def test_the_bus_feeds_counts_and_durations() -> None:
     assert durations.min >= 0.09
     assert durations.max < 5  # seconds, not milliseconds
     assert metrics.counter("aperion_dead_letters_total") == 5
-    assert metrics.gauge_value("aperion_subscriptions") == 3
+    assert metrics.histogram("aperion_event_wait_seconds", event_type="quiet.event").count == 1
+    assert metrics.gauge_value("aperion_subscriptions") == 2
     assert metrics.gauge_value("aperion_pending_events") == 0
     assert snapshot is not None
     json.dumps(snapshot)

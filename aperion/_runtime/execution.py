@@ -81,17 +81,20 @@ class Execution:
 
     async def deliver(self, receipt: Receipt) -> None:
         """Run every handler of an event in order; returns when each has an outcome or waits for a retry."""
-        event = receipt.event
+        event = handed = receipt.event
         results = receipt.results
         observes = self._reporter.observes
+        opaque = event._opaque
+        current.set(event)
         receipt.started = monotonic()
         for subscription in receipt.plan:
             if (not subscription.open or subscription.where is not None) and not self._wants(receipt, subscription):
                 continue
-            handed = own_copy(event) if event._opaque else event
-            if current.get() is not handed:  # the first handler, or the one before has changed it
+            if opaque:
+                handed = own_copy(event)
+            if current.get() is not handed:  # the handler before has changed it, or this one has a copy
                 current.set(handed)
-            receipt.limit = subscription.timeout or math.inf
+            receipt.limit = subscription.timeout
             try:
                 if subscription.run is None:
                     await subscription.handler(handed)
@@ -124,7 +127,7 @@ class Execution:
         handed = own_copy(receipt.event)
         current.set(handed)
         earlier = self._attempts(receipt, rerun.index)
-        rerun.limit = subscription.timeout or math.inf
+        rerun.limit = subscription.timeout
         rerun.started = monotonic()
         try:
             if not subscription.open:

@@ -77,10 +77,11 @@ class Intake:
     """Makes events of what emitters hand in, by the rules of one bus."""
 
     # Mutable: the two caches, of what was checked once.
-    __slots__ = ("_flat", "_known", "_naming", "max_cascade", "max_hops", "max_payload_bytes")
+    __slots__ = ("_flat", "_known", "_naming", "_needs_source", "max_cascade", "max_hops", "max_payload_bytes")
 
     def __init__(self, naming: Naming, *, max_payload_bytes: int, max_hops: int, max_cascade: int) -> None:
         self._naming = naming
+        self._needs_source = naming.require_source
         self._flat: dict[type, bool] = {}  # models whose names are checked, and whether they hold atoms only
         self._known: dict[str, type[Payload] | None] = {}
         self.max_payload_bytes = max_payload_bytes
@@ -110,7 +111,7 @@ class Intake:
                     size = self._size(event_type, value)
                 if size > self.max_payload_bytes:
                     raise PayloadTooLargeError(event_type, size, self.max_payload_bytes)
-        if details is not None or self._naming.require_source:
+        if details is not None or self._needs_source:
             return self._detailed(event_type, value, opaque, details or Details())
         scope = current.get()
         if scope is None:

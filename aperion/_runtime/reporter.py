@@ -63,6 +63,11 @@ class Reporter:
         if self.metrics is not None:
             self.metrics.pending(count)
 
+    def begun(self, event: Event[Any], waited: float) -> None:
+        """Tell how many seconds an event waited for its handlers."""
+        if self.metrics is not None:
+            self.metrics.begun(event.event_type, waited)
+
     def ended(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
         """Record how one attempt ended; called where somebody observes."""
         if self.audit is not None:
@@ -152,11 +157,13 @@ class Reporter:
         """Tell of an event that was refused, and leave a dead letter."""
         is_serialization = isinstance(error, SerializationError)
         reason = FailureReason.SERIALIZATION_ERROR if is_serialization else FailureReason.VALIDATION_ERROR
-        self.noted("rejected", event, {"reason": reason.value, "error": self.redactor.redact_text(str(error))})
+        text = self.redactor.redact_text(str(error))
+        self.noted("rejected", event, {"reason": reason.value, "error": text})
         self.dead(event, None, reason, error, 0)
         if self.metrics is not None:
             self.metrics.rejected(event.event_type, reason)
-        _log.warning("event rejected", event_type=event.event_type, reason=reason.value, error=str(error))
+        event_type = self.redactor.redact_text(event.event_type)  # whatever somebody passed as a type
+        _log.warning("event rejected", event_type=event_type, reason=reason.value, error=text)
 
     def noted(self, kind: str, event: Event[Any], details: Mapping[str, Any]) -> None:
         """Record what else happened to an event."""

@@ -226,6 +226,8 @@ class Runtime:
 
     def _accept(self, event: Event[Any]) -> Receipt:
         receipt = self._enter(event)
+        if self._observes:
+            receipt.started = monotonic()
         self._backlog.add(receipt)
         if not self._awake:
             self._wake()
@@ -269,10 +271,8 @@ class Runtime:
         return receipt
 
     def _drop_accepted(self, receipt: Receipt) -> None:
-        self.counters.dropped += 1
-        self.counters.dropped_after += 1
-        receipt.settle(dropped=True)
-        self._leave(receipt)
+        self._forget_accepted(receipt)
+        self._follow_up(receipt)
         self.reporter.dropped(receipt.event, OverflowPolicy.DROP_OLDEST.value)
 
     def _use_place(self) -> None:
@@ -361,11 +361,9 @@ class Runtime:
         try:
             await turn
         except BaseException:
+            self._forget_accepted(receipt)
             self._backlog.give_up_turn(receipt)
-            receipt.settle(dropped=True)
-            self.counters.dropped += 1
-            self.counters.dropped_after += 1
-            self._leave(receipt, release=False)
+            self._follow_up_without_key()
             self.reporter.dropped(receipt.event, "cancelled")
             raise
 
@@ -404,6 +402,8 @@ class Runtime:
                     continue
                 unit.begun = True
                 unit.plan = self._resolve(unit.event.event_type)
+                if self._observes and not unit.system:
+                    self.reporter.begun(unit.event, monotonic() - unit.started)
                 coroutine = execution.deliver(unit)
             else:
                 self._retries.pop(unit, None)  # type: ignore[arg-type]  # the other kind of unit
@@ -492,25 +492,37 @@ class Runtime:
         """Give back what an event held, and tell who waits for it. Happens once an event."""
         if receipt._done:
             return
+        receipt._done = True
         counters = self.counters
         counters.deliveries += len(receipt.results)
-        counters.failures += receipt.failures
-        receipt._done = True
+        if receipt.failures:
+            counters.failures += receipt.failures
         if receipt._callbacks is not None:
             receipt.settle()
-        if not receipt.system:
-            counters.settled += 1
-        self._leave(receipt)
-
-    def _leave(self, receipt: Receipt, *, release: bool = True) -> None:
         if receipt.system:
             self.system_pending -= 1
         else:
+            counters.settled += 1
             self.pending -= 1
-        if release and receipt.event.key is not None:
+        if receipt.event.key is not None or self._waiting or self._quiet is not None or self._observes:
+            self._follow_up(receipt)
+
+    def _forget_accepted(self, receipt: Receipt) -> None:
+        """Drop an event that was accepted, visibly."""
+        self.counters.dropped += 1
+        self.counters.dropped_after += 1
+        self.pending -= 1
+        receipt.settle(dropped=True)
+
+    def _follow_up(self, receipt: Receipt) -> None:
+        """Let those go on who waited for a key, a place, or for quiet."""
+        if receipt.event.key is not None:
             self._backlog.release(receipt)
-            if self._backlog.ready and not self._awake:
-                self._wake()
+        self._follow_up_without_key()
+
+    def _follow_up_without_key(self) -> None:
+        if self._backlog.ready and not self._awake:
+            self._wake()
         if self._waiting:
             self._let_next_in()
         if self._quiet is not None:

@@ -1,0 +1,206 @@
+"""Turn events and outcomes into lines of plain ASCII; nothing here waits, and nothing raises."""
+
+from __future__ import annotations
+
+import json
+import re
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from aperion.events import jsonable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aperion.delivery import Outcome
+    from aperion.events import Event
+    from aperion.redaction import Redactor
+
+UNREDACTABLE: Final = "[REDACTED_ERROR]"
+"""Stands for what the redactor raised at: a record without it is better than none, and than a secret."""
+
+TOO_LARGE: Final = "[TOO_LARGE]"
+
+# A UUID, or a word such as order-42: nothing that a redactor would hide, and 150 ns cheaper than
+# asking one. No more than six digits in a row, since more may be the number of something.
+_PLAIN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Za-z][A-Za-z_.\-]{0,40}+[0-9]{0,6}").fullmatch
+_ODD = re.compile(r"[^ -~\n]+")
+_DEEPEST = 200
+_LONGEST_NUMBER = 14_000
+"""Bits; ``str`` refuses an integer of more than 4,300 digits, and ``hex`` does not."""
+_LONGEST_CUT = 256
+
+
+def accepted(seq: int, event: Event[Any], redactor: Redactor) -> bytes:
+    """Return the line for an event that was accepted, its payload redacted."""
+    fields = _envelope(seq, "accepted", event, redactor)
+    if event.headers:
+        fields["headers"] = _redacted(redactor.redact, event.headers)
+    fields["payload"] = _redacted(redactor.redact, event.payload)
+    return line(fields)
+
+
+def ended(seq: int, event: Event[Any], outcome: Outcome, redactor: Redactor) -> bytes:
+    """Return the line for the end of a delivery, or of one attempt of it."""
+    fields = _envelope(seq, "outcome", event, redactor)
+    fields["subscription"] = outcome.subscription
+    if outcome.attempts:
+        fields["attempt"] = outcome.attempts[-1].number
+    fields["state"] = outcome.state.value
+    fields["duration"] = round(outcome.duration, 9)
+    error = outcome.error
+    if error is not None:
+        fields["error_type"] = type(error).__name__
+        fields["error"] = _redacted(_message, (redactor, error))
+    return line(fields)
+
+
+def _message(of: tuple[Redactor, BaseException]) -> str:
+    redactor, error = of
+    return redactor.redact_exception(error)[0]
+
+
+def noted(seq: int, kind: str, event: Event[Any], detail: Mapping[str, Any], redactor: Redactor) -> bytes:
+    """Return the line for whatever else happened to an event."""
+    fields = _envelope(seq, kind, event, redactor)
+    if detail:
+        fields["detail"] = _redacted(redactor.redact, detail)
+    return line(fields)
+
+
+def about_log(detail: Mapping[str, Any]) -> bytes:
+    """Return the line for what happened to the log itself; it has no ``seq``, and belongs to no event."""
+    return line({"time": time_ns(), "kind": "log", "detail": detail})
+
+
+def _envelope(seq: int, kind: str, event: Event[Any], redactor: Redactor) -> dict[str, Any]:
+    fields: dict[str, Any] = {"seq": seq, "time": time_ns(), "kind": kind}
+    fields["event_id"] = event_id = event.event_id
+    fields["type"] = event.event_type
+    if event.key is not None:
+        fields["key"] = _identifier(event.key, redactor)
+    if event.source is not None:
+        fields["source"] = _identifier(event.source, redactor)
+    correlation_id = event.correlation_id
+    # An event that nothing caused has one id for both.
+    fields["correlation_id"] = correlation_id if correlation_id is event_id else _identifier(correlation_id, redactor)
+    if event.causation_id is not None:
+        fields["causation_id"] = event.causation_id
+    fields["hops"] = event.hops
+    return fields
+
+
+def _identifier(text: str, redactor: Redactor) -> object:
+    try:
+        return text if _PLAIN(text) else redactor.redact_text(text)
+    except Exception:  # noqa: BLE001 - a redactor of the user's own, or an id that is no text
+        return UNREDACTABLE
+
+
+def _redacted(redact: Callable[[Any], object], value: object) -> object:
+    try:
+        return redact(value)
+    except Exception:  # noqa: BLE001
+        return UNREDACTABLE
+
+
+def line(fields: dict[str, Any]) -> bytes:
+    """Write one record as one line of ASCII."""
+    try:
+        text = orjson.dumps(fields, default=jsonable, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # an odd key, an integer beyond 64 bits, a class that has no JSON form
+        text = _slowly(fields)
+    return text if text.isascii() and 0x7F not in text else _escaped(text)
+
+
+def shrunk(text: bytes) -> bytes:
+    """Return the line again without what makes it too large to keep: who and when stay, the rest does not."""
+    fields: dict[str, Any] = orjson.loads(text)
+    for name, value in fields.items():
+        if isinstance(value, dict | list):
+            fields[name] = {TOO_LARGE: len(orjson.dumps(value))}
+        elif isinstance(value, str) and len(value) > _LONGEST_CUT:
+            fields[name] = f"{value[:_LONGEST_CUT]}{TOO_LARGE}"
+    return line(fields)
+
+
+def _escaped(text: bytes) -> bytes:
+    return _ODD.sub(_as_escapes, text.decode()).encode("ascii")
+
+
+def _as_escapes(match: re.Match[str]) -> str:
+    # A run at a time, since a call for each character of a long text would hold the loop.
+    return "\\u" + match[0].encode("utf-16-be").hex(",", 2).replace(",", "\\u")
+
+
+def _slowly(fields: dict[str, Any]) -> bytes:
+    try:
+        return _dumped({name: _plain(value, 0) for name, value in fields.items()})
+    except Exception:  # noqa: BLE001 - whatever a value does, the rest of the record is written
+        return _dumped({name: _plain_or_marker(value) for name, value in fields.items()})
+
+
+def _dumped(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def _plain_or_marker(value: object) -> object:
+    return value if value is None or type(value) in {str, int, float, bool} else _marker(value)
+
+
+def _marker(value: object) -> str:
+    return f"<{type(value).__name__}>"
+
+
+def _plain(value: Any, depth: int) -> Any:  # noqa: ANN401 - payloads are the user's
+    """Return what ``json.dumps`` writes, whatever the value is."""
+    if isinstance(value, str):
+        return _text(value)
+    if value is None or isinstance(value, bool | int | float):
+        return _number(value)
+    if depth > _DEEPEST:
+        return _marker(value)
+    if isinstance(value, dict):
+        return _mapping(value, depth)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, depth + 1) for item in value]
+    try:
+        known = jsonable(value)
+    except Exception:  # noqa: BLE001 - its class is all that can be told
+        return _marker(value)
+    return _plain(known, depth + 1)
+
+
+def _text(value: str) -> str:
+    # A lone surrogate has no place in JSON; it stands as the six characters \udc80.
+    return str.__str__(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _number(value: float | None) -> object:
+    if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
+        return hex(value)
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return str(value)
+    return value
+
+
+def _mapping(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for key, item in value.items():
+        shown[_unused(_key(key), shown)] = _plain(item, depth + 1)
+    return shown
+
+
+def _key(key: object) -> str:
+    plain = _plain(key, _DEEPEST)
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    """Return a name that no entry has yet: 1 and "1" are two keys of one dict, and the same in JSON."""
+    free, number = name, 2
+    while free in taken:
+        free, number = f"{name}#{number}", number + 1
+    return free

@@ -1,0 +1,5 @@
+"""The ``aperion`` command."""
+
+from aperion.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,123 @@
+"""The commands, as typer sees them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Annotated
+
+import anyio
+import typer
+
+from aperion.app import serve
+from aperion.cli.lines import open_lines
+from aperion.cli.loading import load_app
+from aperion.cli.logs import log_others_to_stderr, log_to_stderr
+from aperion.cli.progress import Reporter
+from aperion.cli.reload import run_reloading
+from aperion.cli.rendering import rendered
+from aperion.cli.replay import Replay, Replayer
+from aperion.cli.screen import DEBUG, console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aperion.cli.summary import Summary
+
+command = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - how typer calls it
+    if wanted:
+        print(f"aperion {_version()}")
+        raise typer.Exit
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("aperion-bus")
+    except importlib.metadata.PackageNotFoundError:
+        return "from a checkout that is not installed"
+
+
+# Accepted before and after the command; what it does, see screen.DEBUG.
+_Debug = Annotated[bool, typer.Option(DEBUG, help="Show tracebacks and what the bus logs.")]
+_Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+]
+_File = Annotated[str, typer.Argument(metavar="FILE", help="JSON lines, plain or gzip; - for standard input.")]
+_AppPath = Annotated[str, typer.Option("--app", metavar="MODULE:APP", help="The application, such as service:app.")]
+_RunPath = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The application, such as service:app.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
+_Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Replay the first N events only.")]
+_Drain = Annotated[
+    float | None,
+    typer.Option("--drain-timeout", min=0, metavar="S", help="Seconds for what is in flight at the end."),
+]
+_Reload = Annotated[bool, typer.Option("--reload", help="Start again when a Python file changes.")]
+
+
+@command.callback()
+def aperion(*, version: _Version = False, debug: _Debug = False) -> None:
+    """Replay files of events through an application, and run applications."""
+
+
+@command.command(short_help="Emit the events of a file, and sum up.")
+def replay(  # noqa: PLR0913 - one parameter for each option
+    file: _File,
+    *,
+    app: _AppPath,
+    as_json: _Json = False,
+    limit: _Limit = None,
+    drain_timeout: _Drain = None,
+    debug: _Debug = False,  # noqa: ARG001
+) -> None:
+    """Emit the events of FILE through an application, and sum up what became of them.
+
+    One JSON object a line: "type" and "payload", and if you like "id", "time", "correlation_id",
+    "key", "source" and "headers". Exits with 0 when all went well, 1 when a line was bad or a
+    delivery failed, 2 when nothing could be run, 130 after Ctrl-C.
+    """
+    with _own_stdout(aside=as_json) as out:
+        log_others_to_stderr()
+        application, source = load_app(app), open_lines(file)
+        if drain_timeout is not None:
+            application.bus.drain_timeout = drain_timeout
+        summary = _replayed(Replay(app=application, app_path=app, source=source, limit=limit))
+        _print(summary, out, as_json=as_json)
+    raise typer.Exit(summary.exit_code)
+
+
+@command.command(short_help="Run an application until a signal.")
+def run(app: _RunPath, *, reload: _Reload = False, debug: _Debug = False) -> None:  # noqa: ARG001
+    """Run an application until a signal; what is in flight is finished first."""
+    log_to_stderr()
+    raise typer.Exit(run_reloading(app) if reload else serve(load_app(app)))
+
+
+def _replayed(replay: Replay) -> Summary:
+    with Reporter(replay.source.size) as reporter:
+        return anyio.run(Replayer(replay, reporter).run)
+
+
+def _print(summary: Summary, out: IO[str], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary.to_dict()), file=out)
+    else:
+        console(out).print(rendered(summary))
+
+
+@contextmanager
+def _own_stdout(*, aside: bool) -> Iterator[IO[str]]:
+    """Keep standard output for us alone: what the application prints goes to standard error."""
+    if not aside:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    kept = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    with os.fdopen(kept, "w", encoding="utf-8") as out:
+        yield out

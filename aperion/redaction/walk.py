@@ -1,0 +1,276 @@
+"""One walk over one value: builds the redacted copy."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import islice
+from pathlib import PurePath
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from pydantic import AnyUrl, BaseModel, PostgresDsn, RootModel, Secret, SecretBytes, SecretStr
+from pydantic_core import MultiHostUrl, Url
+
+from aperion.redaction.fields import is_named_tuple
+from aperion.redaction.markers import CYCLE, DEPTH, FAILED, REDACTED, SIZE
+from aperion.redaction.names import NAMING, FieldView, Hides, KeyView, Role, Scrub, Verdict, View, key_text
+
+_ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
+_SUBCLASSED: Final = (int, float, complex, date, time, timedelta, tzinfo, UUID, Decimal, Enum)
+_SECRETS: Final = (SecretStr, SecretBytes, Secret)
+# pydantic's URLs are no strings; their common base classes have no public name.
+_WRITTEN: Final = (*AnyUrl.__mro__[:-1], *PostgresDsn.__mro__[:-1], Url, MultiHostUrl)
+_ADDRESSES: Final = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
+_LISTS: Final = (list, tuple, set, frozenset, deque, Sequence, AbstractSet)
+_PAIR = 2
+_REMEMBERED = 1024
+
+
+class Limits(NamedTuple):
+    """How far a walk goes."""
+
+    depth: int
+    nodes: int
+
+
+class Rules:
+    """What one redactor hides; shared by all its walks."""
+
+    # Mutable: failures counts, the caches grow to their bounds.
+    __slots__ = ("_fields", "_markers", "failures", "hides", "limits", "names", "public", "scrub")
+
+    def __init__(
+        self, hides: Hides, scrub: Scrub, limits: Limits, *, markers: bool = True, public: Rules | None = None
+    ) -> None:
+        self.hides = hides
+        self.scrub = scrub
+        self.limits = limits
+        self.public = self if public is None else public  # what holds inside a Public field
+        self.failures = 0
+        self.names = KeyView(hides, scrub)
+        self._markers = markers
+        self._fields: dict[type[Any], FieldView] = {}
+
+    def fields(self, kind: type[Any]) -> FieldView:
+        """Return what is known about the fields of a class."""
+        known = self._fields.get(kind)
+        if known is None:
+            if len(self._fields) >= _REMEMBERED:
+                self._fields.clear()
+            known = self._fields[kind] = FieldView(kind, self.hides, markers=self._markers)
+        return known
+
+
+class Walk:
+    """The state of one copy: how much may still be visited, and what is open above."""
+
+    # Mutable: all of it, during one call.
+    __slots__ = ("_left", "_parents", "_rules", "_top")
+
+    def __init__(self, rules: Rules) -> None:
+        self._top = self._rules = rules
+        self._left = rules.limits.nodes
+        self._parents: list[int] = []
+
+    def value(self, value: Any) -> object:  # noqa: ANN401 - values are the user's
+        """Return the redacted copy of any value."""
+        kind = type(value)
+        if kind is str:
+            return self._rules.scrub(value)
+        if kind in _ATOMS:
+            return value
+        return self._read(value)
+
+    def _read(self, value: Any) -> object:  # noqa: ANN401
+        if id(value) in self._parents:
+            return CYCLE
+        self._parents.append(id(value))
+        try:
+            read = _READERS.get(type(value)) or _learned(type(value))
+            return read(self, value)
+        except Exception:  # noqa: BLE001 - whatever a value does, it is not shown and nothing else suffers
+            self._top.failures += 1
+            return FAILED
+        finally:
+            self._parents.pop()
+
+    def _refusal(self, size: int) -> str | None:
+        """Count the entries of a container, and return what to show when they may not be visited."""
+        if len(self._parents) > self._top.limits.depth:
+            return DEPTH
+        self._left -= size
+        return SIZE if self._left < 0 else None
+
+    def mapping(self, value: Any) -> object:  # noqa: ANN401
+        """Copy a mapping, deciding by its keys."""
+        if isinstance(value, dict):
+            return self._entries(dict.items(value), len(value), self._rules.names)
+        pairs = list(islice(value.items(), self._bound()))
+        return self._entries(pairs, len(pairs), self._rules.names)
+
+    def items(self, value: Any) -> object:  # noqa: ANN401
+        """Copy anything like a list, and a pair as what it may be: a name and its value."""
+        values = list(islice(value, self._bound()))
+        refusal = self._refusal(len(values))
+        if refusal is not None:
+            return refusal
+        if len(values) == _PAIR and isinstance(values[0], str | bytes) and self._names_secret(values[0]):
+            return [self.value(values[0]), _hidden(values[1], REDACTED)]
+        return [self.value(item) for item in values]
+
+    def model(self, value: BaseModel) -> object:
+        """Copy a model by its fields, without its serialisers."""
+        fields = value.__dict__
+        shown = self._entries(fields.items(), len(fields), self._rules.fields(type(value)))
+        extra = value.__pydantic_extra__
+        if not extra or isinstance(shown, str):
+            return shown
+        more = self._entries(extra.items(), len(extra), self._rules.names)
+        return more if isinstance(more, str) else shown | more
+
+    def root(self, value: RootModel[Any]) -> object:
+        """Copy a root model as what it wraps."""
+        shown = self.model(value)
+        return shown["root"] if isinstance(shown, dict) else shown
+
+    def record(self, value: Any) -> object:  # noqa: ANN401
+        """Copy a dataclass by its fields."""
+        view = self._rules.fields(type(value))
+        pairs = [(name, getattr(value, name)) for name in view.names if hasattr(value, name)]
+        return self._entries(pairs, len(pairs), view)
+
+    def named_tuple(self, value: Any) -> object:  # noqa: ANN401
+        """Copy a named tuple by its fields."""
+        pairs = list(zip(value._fields, tuple(value), strict=True))
+        return self._entries(pairs, len(pairs), self._rules.fields(type(value)))
+
+    def text(self, value: Any) -> object:  # noqa: ANN401
+        """Copy text in a class of its own as plain text."""
+        return self._rules.scrub(str.__str__(value))
+
+    def written(self, value: object) -> object:
+        """Copy a URL or an address as its text."""
+        return self._rules.scrub(str(value))
+
+    def path(self, value: PurePath) -> object:
+        """Keep a path, unless its text has something to hide."""
+        text = str(value)
+        return value if (clean := self._rules.scrub(text)) == text else clean
+
+    def binary(self, value: Any) -> object:  # noqa: ANN401
+        """Keep bytes, unless read as text they have something to hide."""
+        text = bytes(value).decode("latin-1")
+        return self._rules.scrub(text).encode("latin-1", "replace")
+
+    def _bound(self) -> int:
+        return max(self._left, 0) + 1
+
+    def _entries(self, pairs: Pairs, size: int, view: View) -> dict[Any, object] | str:
+        refusal = self._refusal(size)
+        if refusal is not None:
+            return refusal
+        copy: dict[Any, object] = {}
+        plain, scrub = view.plain, self._rules.scrub
+        for key, value in pairs:
+            name = plain.get(key)
+            if name is None:
+                verdict = view.verdict(key)
+                if verdict.role is not Role.ABSENT:
+                    copy[_unused(verdict.name, copy)] = self._decided(verdict, value, pairs)
+                continue
+            kind = type(value)
+            if kind is str:
+                copy[name] = scrub(value)
+            else:
+                copy[name] = value if kind in _ATOMS else self.value(value)
+        return copy
+
+    def _decided(self, verdict: Verdict, value: Any, pairs: Pairs) -> object:  # noqa: ANN401
+        role = verdict.role
+        if role is Role.HIDDEN or (role is Role.HELD and self._sibling_names_secret(pairs)):
+            return _hidden(value, verdict.marker)
+        return self._in_public(value) if role is Role.PUBLIC else self.value(value)
+
+    def _in_public(self, value: Any) -> object:  # noqa: ANN401
+        rules, self._rules = self._rules, self._rules.public
+        try:
+            return self.value(value)
+        finally:
+            self._rules = rules
+
+    def _sibling_names_secret(self, pairs: Pairs) -> bool:
+        named = (value for key, value in pairs if isinstance(key, str) and key.casefold() in NAMING)
+        return any(self._names_secret(value) for value in named)
+
+    def _names_secret(self, value: object) -> bool:
+        name = key_text(value) if isinstance(value, str | bytes) else None
+        return name is not None and self._rules.hides(name)
+
+
+Reader = Callable[[Walk, Any], object]
+Pairs = Iterable[tuple[Any, Any]]
+
+
+def _hidden(value: object, marker: str) -> str | None:
+    return None if value is None else marker
+
+
+def _unused(name: Any, taken: dict[Any, object]) -> Any:  # noqa: ANN401
+    """Return a name that no entry has yet: two keys may become the same text."""
+    free, number = name, len(taken)
+    while free in taken:
+        free, number = f"{name} #{number}", number + 1
+    return free
+
+
+def _kept(_walk: Walk, value: object) -> object:
+    return value
+
+
+def _withheld(_walk: Walk, _value: object) -> object:
+    return REDACTED
+
+
+def _unknown(_walk: Walk, value: object) -> object:
+    return f"<{type(value).__name__}>"
+
+
+# In this order: an Enum may be a str, a model may be a mapping, a named tuple is a tuple.
+_KINDS: Final[tuple[tuple[type[Any] | tuple[type[Any], ...], Reader], ...]] = (
+    (_SECRETS, _withheld),
+    (_SUBCLASSED, _kept),
+    (str, Walk.text),
+    ((bytes, bytearray, memoryview), Walk.binary),
+    (PurePath, Walk.path),
+    ((*_WRITTEN, *_ADDRESSES), Walk.written),
+    (RootModel, Walk.root),
+    (BaseModel, Walk.model),
+    (Mapping, Walk.mapping),
+)
+_READERS: dict[type[Any], Reader] = {dict: Walk.mapping, list: Walk.items}
+
+
+def _learned(kind: type[Any]) -> Reader:
+    reader = _reader(kind)
+    if len(_READERS) >= _REMEMBERED:
+        _READERS.clear()
+    _READERS[kind] = reader
+    return reader
+
+
+def _reader(kind: type[Any]) -> Reader:
+    for base, reader in _KINDS:
+        if issubclass(kind, base):
+            return reader
+    if is_dataclass(kind):
+        return Walk.record
+    if is_named_tuple(kind):
+        return Walk.named_tuple
+    return Walk.items if issubclass(kind, _LISTS) else _unknown

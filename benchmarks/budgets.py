@@ -1,0 +1,128 @@
+"""The figures that this bus promises to keep, and whether it does."""
+
+# ruff: noqa: RUF001, RUF003 - × is meant
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+from benchmarks.scenarios import nanoseconds, rate, size, times
+
+if TYPE_CHECKING:
+    from benchmarks.results import Results
+
+Figure = Callable[["Results"], float | None]
+
+OURS = "aperion"
+BEFORE = "predecessor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """One promise: a figure that stays below its limit, or above it."""
+
+    what: str
+    figure: Figure
+    limit: float
+    show: Callable[[float], str]
+    floor: bool = False
+
+    def promise(self) -> str:
+        """Return the limit as it is shown."""
+        return f"{'≥' if self.floor else '≤'} {self.show(self.limit)}"
+
+    def share(self, value: float) -> float:
+        """Return how much of the budget is used; above one, it is over."""
+        return self.limit / max(value, 1e-9) if self.floor else value / self.limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A budget against what was measured."""
+
+    budget: Budget
+    value: float
+    share: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the figure is within its budget."""
+        return self.share <= 1
+
+    def __str__(self) -> str:
+        """Say ok, or by how much not."""
+        return "ok" if self.kept else f"over by {ceil(self.share * 100) / 100:.2f} ×"
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Return a verdict for each budget that was measured."""
+    measured = ((budget, budget.figure(results)) for budget in BUDGETS)
+    return [Verdict(budget=b, value=value, share=b.share(value)) for b, value in measured if value is not None]
+
+
+def ours(scenario: str, key: str) -> Figure:
+    """Return this bus's own figure."""
+    return lambda results: results.figure(scenario, OURS, key)
+
+
+def faster_than_before(scenario: str) -> Figure:
+    """Return the predecessor's ratio to bare over ours: each against its own process's bare loop."""
+
+    def figure(results: Results) -> float | None:
+        mine, theirs = (results.figure(scenario, peer, "ratio") for peer in (OURS, BEFORE))
+        return theirs / mine if mine and theirs else None
+
+    return figure
+
+
+def ahead_of_guarded_peers(results: Results) -> float | None:
+    """Return our rate over that of the best peer that validates or bounds."""
+    mine = results.figure("emit", OURS, "ratio")
+    guarded = [name for name, about in results.peers.items() if about["guards"] and name != OURS]
+    theirs = [ratio for name in guarded if (ratio := results.figure("emit", name, "ratio"))]
+    return min(theirs) / mine if mine and theirs else None
+
+
+def _times_bare(scenario: str, what: str, limit: float) -> Budget:
+    return Budget(what=f"{what}, × bare", figure=ours(scenario, "ratio"), limit=limit, show=times)
+
+
+def _times_before(scenario: str, what: str, limit: float) -> Budget:
+    figure = faster_than_before(scenario)
+    return Budget(what=f"{what}, against the predecessor", figure=figure, limit=limit, show=times, floor=True)
+
+
+BUDGETS = (
+    _times_bare("dispatch", "dispatch, one handler", 25),
+    _times_before("dispatch", "dispatch, one handler", 8),
+    _times_bare("dispatch_10", "dispatch, ten handlers", 5),
+    Budget(
+        what="10,000 subscriptions against 1,000",
+        figure=ours("strangers", "ratio"),
+        limit=1.2,
+        show=times,
+    ),
+    Budget(what="emit and drain", figure=ours("emit", "rate"), limit=150_000, show=rate, floor=True),
+    Budget(
+        what="emit and drain, against the best peer that validates or bounds",
+        figure=ahead_of_guarded_peers,
+        limit=1,
+        show=times,
+        floor=True,
+    ),
+    _times_bare("audit", "with audit log", 60),
+    _times_before("audit", "with audit log", 5),
+    _times_bare("redact", "with redaction, nothing to hide", 110),
+    _times_before("redact", "with redaction, nothing to hide", 10),
+    _times_bare("redact_private", "with redaction, much to hide", 500),
+    _times_before("redact_private", "with redaction, much to hide", 2.5),
+    Budget(what="hostile string of 50 KB", figure=ours("hostile", "ns"), limit=50e6, show=nanoseconds),
+    # Twice the text, twice the time, and some room for noise.
+    Budget(what="hostile string, 50 KB against 25 KB", figure=ours("hostile", "growth"), limit=2.5, show=times),
+    Budget(what="emit to handler at 500/s, p99", figure=ours("latency", "p99_ns"), limit=50e3, show=nanoseconds),
+    Budget(what="memory per pending event", figure=ours("memory", "bytes"), limit=1024, show=size),
+    Budget(what="growth after many events", figure=ours("growth", "bytes"), limit=1024 * 1024, show=size),
+    Budget(what="import", figure=ours("import", "ns"), limit=120e6, show=nanoseconds),
+)

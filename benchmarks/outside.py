@@ -1,0 +1,67 @@
+"""The scenarios that need no running bus: import time, and hostile text through the redactor."""
+
+from __future__ import annotations
+
+import random
+import string
+import sys
+from statistics import median
+from subprocess import run
+from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+from benchmarks.wiring import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.scale import Scale
+    from benchmarks.wiring import Peer
+
+PATIENCE_NS = 200_000_000
+
+
+async def import_time(peer: Peer, scale: Scale) -> dict[str, float]:
+    """Start Python with and without the import, in turns."""
+    if not peer.imports:
+        raise UnsupportedError("imports nothing")
+    statement = f"import {peer.about.module}"
+    _start(statement)
+    pairs = [(_start("pass"), _start(statement)) for _ in range(scale.imports)]
+    bare = median(without for without, _ in pairs)
+    return {"ns": median(with_it for _, with_it in pairs) - bare, "bare_ns": bare}
+
+
+def _start(statement: str) -> int:
+    started = perf_counter_ns()
+    run([sys.executable, "-c", statement], check=True)  # noqa: S603 - our own words, and nothing else runs
+    return perf_counter_ns() - started
+
+
+async def hostile_text(peer: Peer, scale: Scale) -> dict[str, float]:
+    """Time the worst of several texts that are all near-misses of what a redactor looks for."""
+    if peer.redact_text is None:
+        raise UnsupportedError("has no redactor")
+    halves = [(text[: scale.text // 2], text) for text in _texts(scale.text)]
+    pairs = [(_cost(peer.redact_text, half), _cost(peer.redact_text, whole)) for half, whole in halves]
+    return {"ns": max(whole for _, whole in pairs), "growth": max(whole / half for half, whole in pairs)}
+
+
+def _texts(length: int) -> list[str]:
+    letters = random.Random(7).choices(string.ascii_letters + string.digits + "-_", k=length)  # noqa: S311
+    hexadecimal = random.Random(7).choices("0123456789abcdef", k=length)  # noqa: S311
+    seeds = ("a", "a.", "1", "eyJ-", "://a:", "a@a")
+    return [(seed * length)[:length] for seed in seeds] + ["".join(letters), "".join(hexadecimal)]
+
+
+def _cost(redact: Callable[[str], object], text: str) -> int:
+    """Return the best of up to three tries."""
+    best = spent = 0
+    for _ in range(3):
+        started = perf_counter_ns()
+        redact(text)
+        took = perf_counter_ns() - started
+        best, spent = min(best or took, took), spent + took
+        if spent > PATIENCE_NS:
+            break
+    return best

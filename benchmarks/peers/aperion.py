@@ -1,0 +1,103 @@
+"""The bus of this project."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aperion
+from benchmarks.wiring import About, Driver, Form, Peer, Waits, Wiring
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Small(aperion.Payload, type="bench.load"):
+    """Three fields."""
+
+    name: str
+    count: int
+    ratio: float
+
+
+class Order(aperion.Payload, type="bench.order"):
+    """300 bytes with nothing to hide."""
+
+    order: str
+    count: int
+    ratio: float
+    channel: str
+    comment: str
+    items: tuple[str, ...]
+    courier: str
+
+
+class Person(aperion.Payload, type="bench.person"):
+    """300 bytes with much to hide, which nothing but the redactor knows."""
+
+    name: str
+    email: str
+    phone: str
+    password: str
+    card: str
+    address: str
+    note: str
+    count: int
+    ok: bool
+
+
+MODELS: dict[str, type[aperion.Payload]] = {"Small": Small, "Order": Order, "Person": Person}
+
+
+def _open(wiring: Wiring) -> aperion.EventBus:
+    redactor = aperion.Redactor() if wiring.redact else aperion.Redactor(enabled=False)
+    audit = aperion.AuditLog(wiring.audit, redactor=redactor) if wiring.audit else None
+    bus = aperion.EventBus(audit=audit, redactor=redactor)
+    for handler in wiring.handlers:
+        bus.subscribe(handler, MODELS[wiring.load.model])
+    for number in range(wiring.strangers):
+        bus.subscribe(wiring.handlers[0], f"stranger{number}.*")
+    return bus
+
+
+@asynccontextmanager
+async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
+    """Yield a running bus with its defaults."""
+    bus = _open(wiring)
+    model, fields = MODELS[wiring.load.model], wiring.load.fields
+    ready, event_type = model(**fields), model.event_type
+
+    async def dispatch(count: int) -> None:
+        for _ in range(count):
+            await bus.dispatch(model(**fields))
+
+    async def dispatch_ready(count: int) -> None:
+        for _ in range(count):
+            await bus.dispatch(ready)
+
+    async def dispatch_mapping(count: int) -> None:
+        for _ in range(count):
+            await bus.dispatch(event_type, fields)
+
+    async def emit(count: int) -> None:
+        for _ in range(count):
+            await bus.emit(model(**fields))
+
+    ways = {Form.FRESH: dispatch, Form.READY: dispatch_ready, Form.MAPPING: dispatch_mapping}
+    async with bus:
+        yield Driver(dispatch=ways[wiring.form], emit=emit, drain=bus.wait_settled)
+
+
+PEER = Peer(
+    about=About(
+        name="aperion",
+        module="aperion",
+        distribution="aperion-bus",
+        does="validates names and payloads (pydantic), bounded at 10,000 pending; isolates errors, timeouts; handlers "
+        "of an event one by one, 64 events at once; waits for the event; sync handlers in a thread, the loop free",
+        waits=Waits.ONE,
+        guards=True,
+    ),
+    connect=connect,
+    redact_text=aperion.Redactor().redact_text,
+)

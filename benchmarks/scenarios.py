@@ -1,0 +1,203 @@
+"""What is measured: each scenario sets a peer up, drives it, and returns named figures."""
+
+# ruff: noqa: RUF001, RUF003, PLR2004 - × is meant, and the numbers are where units change
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import memory, outside, speed
+from benchmarks.scale import Scale
+from benchmarks.wiring import CLEAN, PRIVATE, Form, Peer
+
+Figures = dict[str, float]
+Measure = Callable[[Peer, Scale], Coroutine[Any, Any, Figures]]
+
+
+def nanoseconds(value: float) -> str:
+    """Show a time in the unit that suits it."""
+    for limit, divisor, unit in ((1e3, 1, "ns"), (1e6, 1e3, "µs"), (1e9, 1e6, "ms")):
+        if value < limit:
+            return f"{value / divisor:.3g} {unit}"
+    return f"{value / 1e9:.3g} s"
+
+
+def times(value: float) -> str:
+    """Show a ratio."""
+    return f"{value:,.1f} ×" if value < 1_000 else f"{value:,.0f} ×"
+
+
+def rate(value: float) -> str:
+    """Show events per second."""
+    return f"{value:,.0f}/s"
+
+
+def size(value: float) -> str:
+    """Show bytes."""
+    return f"{value:,.0f} B" if abs(value) < 10_000 else f"{value / 1024:,.0f} KB"
+
+
+def whole(value: float) -> str:
+    """Show a count."""
+    return f"{value:,.0f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One figure of a scenario, and how it is shown."""
+
+    key: str
+    heading: str
+    show: Callable[[float], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One table of the report; its first column is the one that ranks."""
+
+    name: str
+    title: str
+    measure: Measure
+    columns: tuple[Column, ...]
+    most_first: bool = False
+    once: bool = False  # one round is enough: no times, or such as differ by orders of magnitude
+
+
+_COST = (
+    Column("ns", "per event", nanoseconds),
+    Column("bare_ns", "bare", nanoseconds),
+    Column("ratio", "ratio", times),
+)
+_DRAINED = (
+    Column("rate", "events/s", rate),
+    Column("ns", "per event", nanoseconds),
+    Column("ratio", "× bare", times),
+    Column("events", "events", whole),
+)
+
+_ALL = (
+    Scenario(
+        name="dispatch",
+        title="one async handler, three fields, delivered",
+        measure=speed.dispatching(),
+        columns=_COST,
+    ),
+    Scenario(
+        name="dispatch_ready",
+        title="the same, one payload made beforehand: what the bus alone takes",
+        measure=speed.dispatching(form=Form.READY),
+        columns=_COST,
+    ),
+    Scenario(
+        name="dispatch_mapping",
+        title="the same, from an event type and a mapping",
+        measure=speed.dispatching(form=Form.MAPPING),
+        columns=_COST,
+    ),
+    Scenario(
+        name="dispatch_10",
+        title="ten async handlers, delivered",
+        measure=speed.dispatching(handlers=10),
+        columns=_COST,
+    ),
+    Scenario(
+        name="strangers",
+        title="one handler among subscriptions that do not match",
+        measure=speed.among_strangers,
+        columns=(
+            Column("ratio", "growth", times),
+            Column("few_ns", "among 1,000", nanoseconds),
+            Column("many_ns", "among 10,000", nanoseconds),
+        ),
+    ),
+    Scenario(
+        name="emit",
+        title="emit 10,000 events (fewer where that takes too long), then drain",
+        measure=speed.emit_and_drain,
+        columns=_DRAINED,
+        most_first=True,
+    ),
+    Scenario(
+        name="concurrent",
+        title="100 tasks at once, a handler that yields, delivered",
+        measure=speed.concurrently,
+        columns=_COST,
+    ),
+    Scenario(
+        name="sync",
+        title="one sync handler, delivered",
+        measure=speed.dispatching(sync=True),
+        columns=_COST,
+    ),
+    Scenario(
+        name="audit",
+        title="one async handler and a log on disk, 300-byte payload, delivered",
+        measure=speed.dispatching(load=CLEAN, audit=True),
+        columns=_COST,
+    ),
+    Scenario(
+        name="redact",
+        title="with a log on disk and redaction, 300-byte payload with nothing to hide, delivered",
+        measure=speed.dispatching(load=CLEAN, audit=True, redact=True),
+        columns=_COST,
+    ),
+    Scenario(
+        name="redact_private",
+        title="with a log on disk and redaction, 300-byte payload with much to hide, delivered",
+        measure=speed.dispatching(load=PRIVATE, audit=True, redact=True),
+        columns=_COST,
+    ),
+    Scenario(
+        name="hostile",
+        title="the worst of eight hostile strings of 50 KB through the redactor",
+        measure=outside.hostile_text,
+        columns=(
+            Column("ns", "worst", nanoseconds),
+            Column("growth", "against 25 KB", times),
+        ),
+        once=True,
+    ),
+    Scenario(
+        name="latency",
+        title="from emit to handler, 500 events/s",
+        measure=speed.steadily,
+        columns=(
+            Column("p99_ns", "p99", nanoseconds),
+            Column("p50_ns", "p50", nanoseconds),
+            Column("max_ns", "max", nanoseconds),
+        ),
+    ),
+    Scenario(
+        name="memory",
+        title="memory of a pending event, payload included (tracemalloc)",
+        measure=memory.pending,
+        columns=(
+            Column("bytes", "per event", size),
+            Column("events", "pending", whole),
+        ),
+        once=True,
+    ),
+    Scenario(
+        name="growth",
+        title="growth after many events (tracemalloc; resident memory in a run without it)",
+        measure=memory.growth,
+        columns=(
+            Column("bytes", "traced", size),
+            Column("events", "after events", whole),
+            Column("resident_bytes", "resident", size),
+            Column("resident_events", "after events", whole),
+        ),
+        once=True,
+    ),
+    Scenario(
+        name="import",
+        title="import, over bare Python",
+        measure=outside.import_time,
+        columns=(
+            Column("ns", "import", nanoseconds),
+            Column("bare_ns", "bare Python", nanoseconds),
+        ),
+    ),
+)
+SCENARIOS = {scenario.name: scenario for scenario in _ALL}

@@ -1,0 +1,63 @@
+"""The checks as sessions: ``nox -s tests``. Interpreters that are missing are skipped."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.error_on_missing_interpreters = False
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "types", "tests", "examples"]
+
+PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install("ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types; the tests check those of users with mypy and pyright."""
+    session.install("-e", ".[dev]")
+    session.run("mypy")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run tests and doctests on every version that is there."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "--doctest-modules", "aperion")
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the numbered examples."""
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "pytest", "tests/test_examples.py")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure what the tests cover."""
+    session.install("-e", ".[dev]")
+    session.run("coverage", "run", "-m", "pytest")
+    session.run("coverage", "report")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure Aperion and its peers."""
+    session.install("-e", ".[bench]")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel and the source distribution."""
+    session.install("build")
+    session.run("python", "-m", "build")

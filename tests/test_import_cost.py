@@ -1,0 +1,23 @@
+"""``import aperion`` loads what the core needs and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+OPTIONAL = ["opentelemetry.sdk", "typer", "rich", "starlette", "fastapi", "prometheus_client", "watchfiles", "uvicorn", "cryptography", "pytest", "hypothesis", "uvloop", "httpx"]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    code = "import aperion, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_importing_aperion_does_not_load(name: str, loaded: set[str]) -> None:
+    assert "aperion.bus" in loaded
+    assert name not in loaded

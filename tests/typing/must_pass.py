@@ -1,0 +1,104 @@
+"""User code that type checkers must accept. Checked, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, assert_type
+
+import aperion
+
+
+class UserLogin(aperion.Payload, type="typing.user_login"):
+    username: str
+
+
+class OrderPlaced(aperion.Payload, type="typing.order_placed"):
+    order_id: int
+
+
+bus = aperion.EventBus(
+    audit=aperion.AuditLog("events.jsonl"),
+    overflow_policy=aperion.OverflowPolicy.RAISE,
+    naming=aperion.Naming(allowed_domains={"typing"}),
+    metrics=aperion.InMemoryMetrics(),
+)
+
+
+@bus.on(UserLogin, priority=200)
+async def greet(event: aperion.Event[UserLogin]) -> None:
+    assert_type(event.payload.username, str)
+    assert_type(event.correlation_id, str)
+
+
+@bus.on(UserLogin)
+def count(event: aperion.Event[UserLogin]) -> int:
+    return len(event.payload.username)
+
+
+@bus.on(UserLogin)
+async def any_payload(event: aperion.Event[aperion.Payload]) -> None: ...
+
+
+@bus.on("user.*", timeout=5)
+def untyped(event: aperion.Event) -> None: ...
+
+
+@bus.on([UserLogin, OrderPlaced], retry=aperion.Retry(attempts=3), where=lambda event: event.hops == 0)
+async def both(event: aperion.Event[Any]) -> None: ...
+
+
+class Service:
+    def __init__(self) -> None:
+        bus.subscribe(self.on_login, UserLogin)
+        bus.subscribe(self.on_login, [UserLogin, "chat.*"], 10, name="login", metadata={"team": "a"})
+
+    async def on_login(self, event: aperion.Event[UserLogin]) -> None: ...
+
+
+router = aperion.Router()
+
+
+@router.on(OrderPlaced, isolation="process")
+def elsewhere(event: aperion.Event[OrderPlaced]) -> None: ...
+
+
+async def middleware(delivery: aperion.Delivery, call_next: aperion.CallNext) -> object:
+    return await call_next(delivery)
+
+
+def processor(event: aperion.Event[Any]) -> aperion.Event[Any] | None:
+    return event.replace(source="x")
+
+
+async def main() -> None:
+    bus.include(router)
+    async with aperion.EventBus(processors=[processor], middleware=[middleware]) as other:
+        assert_type(other, aperion.EventBus)
+    async with bus:
+        receipt = await bus.emit(UserLogin(username="alice"), key="alice", correlation_id="req-1")
+        assert_type(receipt, aperion.Receipt)
+        await bus.emit("chat.sent", {"text": "hi"}, headers={"a": "b"})
+        await bus.emit("typing.user_login", UserLogin(username="alice"))
+        outcomes = await receipt.settled()
+        assert_type(outcomes, aperion.Outcomes)
+        mapping: Mapping[str, aperion.Outcome] = outcomes
+        assert_type(mapping["x"].state, aperion.OutcomeState)
+        assert_type(await bus.dispatch(UserLogin(username="alice")), aperion.Outcomes)
+        assert_type(bus.emit_nowait("chat.sent", {}), aperion.Receipt)
+        assert_type((await bus.expect(UserLogin, timeout=1)).payload.username, str)
+        async for event in bus.stream(OrderPlaced):
+            assert_type(event.payload.order_id, int)
+        letters = bus.dead_letters.list("user.*", reason=aperion.FailureReason.HANDLER_ERROR)
+        await bus.redrive(letters[0].letter_id)
+
+
+def from_thread() -> None:
+    receipt = bus.emit_from_thread(UserLogin(username="alice"), timeout=5)
+    receipt.settled_from_thread(5).raise_for_failures()
+
+
+parent: aperion.Event[aperion.Payload] = aperion.Event("typing.user_login", UserLogin(username="alice"))
+with aperion.CorrelationContext("req-1") as correlation_id:
+    assert_type(correlation_id, str)
+aperion.run(bus, main)
+aperion.run(aperion.App(bus))
