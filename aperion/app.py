@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import anyio
-import structlog
 
+from aperion._logs import logger as _log
 from aperion.bus import EventBus
 from aperion.errors import ApplicationError, shown
 
@@ -28,7 +28,6 @@ Lifespan: TypeAlias = "Callable[[App], AbstractAsyncContextManager[Any]]"
 S = TypeVar("S", bound="Callable[[], Coroutine[Any, Any, Any]]")
 
 SETTLED, UNSETTLED, INTERRUPTED = 0, 1, 130
-_log = structlog.get_logger("aperion")
 
 
 class App:

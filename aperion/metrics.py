@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
-import structlog
 
+from aperion._logs import logger as _log
 from aperion.delivery import OutcomeState, positive
 from aperion.errors import ConfigurationError, shown
 from aperion.protocols import MetricsBackend
@@ -37,7 +37,6 @@ DEFAULT_BUCKETS = (
 _OVERFLOW: _Labels = frozenset({("overflow", "true")})
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECONDS_BETWEEN_LOG_LINES = 60.0
-_log = structlog.get_logger("aperion")
 
 
 @dataclass(frozen=True, slots=True)

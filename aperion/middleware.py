@@ -7,8 +7,8 @@ import inspect
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import structlog
 
+from aperion._logs import logger as _log
 from aperion.delivery import positive
 from aperion.errors import ConfigurationError, shown
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from aperion.delivery import Delivery
     from aperion.protocols import CallNext, Middleware
 
-_log = structlog.get_logger("aperion")
 
 
 def compose(middlewares: Sequence[Middleware], handler: CallNext) -> CallNext:

@@ -18,7 +18,7 @@ import anyio
 import httpx
 import pytest
 import uvicorn
-from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -78,7 +78,8 @@ async def asked(app: Any, *headers: tuple[bytes, bytes], kind: str = "http") -> 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app(scope, receive, send)
+    with anyio.fail_after(5):
+        await app(scope, receive, send)
     return sent
 
 
@@ -502,8 +503,6 @@ def test_all_kinds_of_endpoints_see_the_id(path: str) -> None:
     def dependency() -> Iterator[str | None]:
         yield get_correlation_id()
 
-    from fastapi import Depends
-
     @app.get("/dependency")
     async def depends(seen: str = Depends(dependency)) -> str:
         return seen
@@ -559,7 +558,8 @@ async def test_a_streamed_response_is_not_collected_first() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await CorrelationMiddleware(app)({"type": "http", "headers": []}, anyio.sleep_forever, send)
+    with anyio.fail_after(5):
+        await CorrelationMiddleware(app)({"type": "http", "headers": []}, anyio.sleep_forever, send)
 
     assert [message.get("body") for message in sent] == [None, b"0", b"1", b"2"]
 
@@ -888,12 +888,12 @@ async def test_two_buses_in_one_application_are_refused() -> None:
     """There is one place for it; the first one stays."""
     app, first, second = FastAPI(), EventBus(), EventBus()
 
-    async with lifespan(first)(app):
-        with pytest.raises(aperion.ApplicationError, match="has a bus"):
-            async with lifespan(second)(app):
-                pytest.fail("took the place of the first")
-        assert app.state.aperion is first
-        assert second.state is BusState.STOPPED
+    with anyio.fail_after(5):
+        async with lifespan(first)(app):
+            with pytest.raises(aperion.ApplicationError, match="has a bus"):
+                await lifespan(second)(app).__aenter__()
+            assert app.state.aperion is first
+            assert second.state is BusState.STOPPED
 
 
 def _bare(app: FastAPI) -> Iterator[None]:

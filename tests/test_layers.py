@@ -11,6 +11,7 @@ PACKAGE = Path(aperion.__file__).parent
 # In order: a module may import those of a lower rank, and of its own rank those that stand before it.
 RANKS: list[tuple[str, int]] = [
     ("errors", 0),
+    ("_logs", 0),
     ("_frozen", 1),
     ("naming", 1),
     ("patterns", 1),
@@ -47,10 +48,17 @@ def imported(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module == "aperion":
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aperion."):
-            found.add((node.module or "").removeprefix("aperion."))
+            module = (node.module or "").removeprefix("aperion.")
+            parts = {f"{module}.{alias.name}" for alias in node.names}
+            found.update(part if _is_module(part) else module for part in parts)
         elif isinstance(node, ast.Import):
             found.update(alias.name.removeprefix("aperion.") or "<top>" for alias in node.names if alias.name.split(".")[0] == "aperion")
     return found
+
+
+def _is_module(name: str) -> bool:
+    path = PACKAGE.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
 def wrong(module: str, source: str) -> list[str]:

@@ -159,7 +159,7 @@ def test_the_wait_before_the_first_handler_is_a_sample_of_its_own(
     bus: BusMetrics, memory: InMemoryMetrics
 ) -> None:
     """MET-p: time in the queue does not hide in the handler's."""
-    bus.handled("user.login", "app.greet", OK, 0.1, 3.0)
+    bus.begun("user.login", 3.0)
     bus.handled("user.login", "app.count", OK, 0.1)
 
     waited = memory.histogram("aperion_event_wait_seconds", event_type="user.login")
@@ -171,7 +171,9 @@ def test_no_back_end_is_told_of_a_negative_wait() -> None:
     told: list[float] = []
     backend = CallbackMetrics(lambda _kind, _name, value, _labels: told.append(value))
 
-    BusMetrics(backend).handled("chat.sent", "app.greet", OK, 0.1, -5.0)
+    bus = BusMetrics(backend)
+    bus.handled("chat.sent", "app.greet", OK, 0.1)
+    bus.begun("chat.sent", -5.0)
 
     assert told == [1, 0.1, 0.0]
 
@@ -207,7 +209,8 @@ def everything() -> list[tuple[str, str, float, dict[str, str]]]:
     bus.emitted("user.login", "web")
     bus.rejected("user.login", FailureReason.VALIDATION_ERROR)
     bus.dropped("user.login", "drop")
-    bus.handled("user.login", "app.greet", OK, 0.5, 0.25)
+    bus.handled("user.login", "app.greet", OK, 0.5)
+    bus.begun("user.login", 0.25)
     bus.retried("user.login", "app.greet")
     bus.dead_lettered("user.login", "app.greet", FailureReason.HANDLER_ERROR)
     bus.pending(1)
@@ -284,7 +287,9 @@ def test_a_failure_of_one_measurement_does_not_keep_the_others_back() -> None:
             raise RuntimeError(name)
         told.append(name)
 
-    BusMetrics(CallbackMetrics(callback)).handled("user.login", "app.greet", OK, 0.1, 0.1)
+    bus = BusMetrics(CallbackMetrics(callback))
+    bus.handled("user.login", "app.greet", OK, 0.1)
+    bus.begun("user.login", 0.1)
 
     assert told == [DURATION, "aperion_event_wait_seconds"]
 
@@ -741,7 +746,8 @@ def test_the_no_op_back_end_takes_everything() -> None:
     bus = BusMetrics(NoopMetrics())
 
     bus.emitted("user.login")
-    bus.handled("user.login", "app.greet", OK, 0.1, 0.1)
+    bus.handled("user.login", "app.greet", OK, 0.1)
+    bus.begun("user.login", 0.1)
     bus.pending(1)
 
     assert bus.errors == 0

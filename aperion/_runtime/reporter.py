@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import structlog
 
+from aperion._logs import logger as _log
 from aperion.deadletters import letter_from
 from aperion.delivery import Attempt, DeadLetter, FailureReason, Outcome, OutcomeState
 from aperion.errors import AuditUnavailable, NotDeliveredError, SerializationError, ThreadsExhaustedError
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from aperion.protocols import AuditSink
     from aperion.redaction import Redactor
 
-_log = structlog.get_logger("aperion")
 
 
 class Reporter:

@@ -13,8 +13,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import structlog
 
+from aperion._logs import logger as _log
 from aperion._frozen import FrozenDict
 from aperion._runtime.backlog import Backlog, Rerun
 from aperion._runtime.deadlines import Deadlines
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from aperion.delivery import Subscription
     from aperion.protocols import Middleware
 
-_log = structlog.get_logger("aperion")
 _EVENTS_BEFORE_YIELD = 64  # handlers that never wait must not keep the loop from everything else
 
 

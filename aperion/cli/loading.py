@@ -12,7 +12,6 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import aperion
 from aperion.app import App
 from aperion.bus import EventBus
 from aperion.cli.screen import redacted
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _FORM = "write module:attribute, such as 'service:app' or 'shop.service:make_app'"
-_NOT_THE_USERS = (str(Path(aperion.__file__).parent), "<frozen importlib")
+_NOT_THE_USERS = (str(Path(__file__).parent.parent), "<frozen importlib")
 
 
 def load_app(path: str) -> App:

@@ -1,0 +1,34 @@
+"""The logger of the library: structlog's, as the user configured it, loaded when the first line is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Logger:
+    """Pass lines on to ``structlog.get_logger("aperion")``.
+
+    Importing structlog loads rich where it is installed, and takes longer than the rest of the core.
+    """
+
+    __slots__ = ()
+
+    def info(self, message: str, **fields: Any) -> None:
+        """Write what happened."""
+        self._write("info", message, fields)
+
+    def warning(self, message: str, **fields: Any) -> None:
+        """Write what somebody should look at."""
+        self._write("warning", message, fields)
+
+    def error(self, message: str, **fields: Any) -> None:
+        """Write what went wrong."""
+        self._write("error", message, fields)
+
+    def _write(self, level: str, message: str, fields: dict[str, Any]) -> None:
+        import structlog
+
+        getattr(structlog.get_logger("aperion"), level)(message, **fields)
+
+
+logger = Logger()
