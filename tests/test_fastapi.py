@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -129,7 +129,7 @@ def test_an_endpoint_emits_and_the_handler_gets_it() -> None:
     ids=str,
 )
 def test_an_incoming_id_is_taken_over(headers: dict[str, str]) -> None:
-    """FAST-2: API-fastapi: the endpoint sees it, the event has it, its handler sees it, the response names it."""
+    """FAST-2: API-fastapi: seen by the endpoint, the event and its handler; the response names it."""
     bus, seen = EventBus(), list[str | None]()
     app = shop(bus)
 
@@ -291,7 +291,7 @@ def test_the_bus_is_drained_when_the_application_stops() -> None:
 
     with TestClient(app) as client:
         before = [client.get(f"/{n}").json() for n in range(3)]
-        assert bus.state is BusState.RUNNING
+        assert bus.stats().state == "running"
 
     assert before == [0, 0, 0]
     assert sorted(done) == [0, 1, 2]
@@ -328,11 +328,11 @@ def test_stats_are_a_response() -> None:
 # The id
 
 
-BAD_IDS = ["", " ", "a" * 129, "a" * 100_000, "two\nlines", "two\r\nX-Admin: 1", "a b", "alice@example.com", "h\xe9llo", "\x00", "-x"]
+BAD_IDS = ["", " ", "a b", "-x", "\x00", "h\xe9llo", "two\nlines", "two\r\nX-Admin: 1", "alice@example.com"]
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("given", BAD_IDS, ids=lambda text: repr(text[:20]))
+@pytest.mark.parametrize("given", [*BAD_IDS, "a" * 129, "a" * 100_000], ids=lambda text: repr(text[:20]))
 @pytest.mark.parametrize("name", [b"x-correlation-id", b"x-request-id"])
 async def test_what_is_no_id_is_not_taken_over(given: str, name: bytes) -> None:
     """COR-hdr/2/3: too long, a line break, an address: a new one instead, and the request goes on."""
@@ -344,7 +344,7 @@ async def test_what_is_no_id_is_not_taken_over(given: str, name: bytes) -> None:
     assert body["body"].decode() == f"{answered} {answered}"
 
 
-@pytest.mark.parametrize("given", ["a" * 129, "a" * 10_000, "alice@example.com", "a b"], ids=lambda text: text[:20])
+@pytest.mark.parametrize("given", ["a" * 10_000, "alice@example.com", "a b"], ids=lambda text: text[:20])
 def test_a_server_passes_bad_ids_on_and_they_are_not_taken_over(given: str) -> None:
     """COR-hdr/2/3: through a real server; the event has the new one as well."""
     bus, events = EventBus(), list[Event]()
@@ -558,8 +558,11 @@ async def test_a_streamed_response_is_not_collected_first() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
     with anyio.fail_after(5):
-        await CorrelationMiddleware(app)({"type": "http", "headers": []}, anyio.sleep_forever, send)
+        await CorrelationMiddleware(app)({"type": "http", "headers": []}, receive, send)
 
     assert [message.get("body") for message in sent] == [None, b"0", b"1", b"2"]
 
@@ -605,10 +608,7 @@ def test_a_websocket_has_one_id_from_accept_to_close() -> None:
             for _ in range(2):
                 session.send_text("open")
                 assert session.receive_json() == ["req-1", "req-1"]
-            assert [(n, v) for n, v in session.extra_headers or [] if n.lower() == b"x-correlation-id"] == [
-                (b"x-correlation-id", b"req-1")
-            ]
-            assert (b"x-other", b"1") in (session.extra_headers or [])
+            assert session.extra_headers == [(b"x-other", b"1"), (b"x-correlation-id", b"req-1")]
         with client.websocket_connect("/ws") as session:
             session.send_text("open")
             made, _ = session.receive_json()
@@ -778,7 +778,7 @@ def test_a_failing_inner_lifespan_stops_the_bus() -> None:
     assert bus.state is BusState.STOPPED
     assert not hasattr(app.state, "aperion")
     with TestClient(app):
-        assert bus.state is BusState.RUNNING
+        assert bus.stats().state == "running"
 
 
 def test_an_application_with_services_runs_too() -> None:
@@ -905,20 +905,20 @@ async def _bare_async(app: FastAPI) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("declare", "advice"),
+    ("arguments", "advice"),
     [
-        (lambda: lifespan(FastAPI()), r"lifespan=lifespan\(bus\)"),  # lifespan=lifespan, without the bus
-        (lambda: lifespan(None), "takes an EventBus"),
-        (lambda: lifespan(EventBus(), "inner"), "cannot be called"),
-        (lambda: lifespan(EventBus(), _bare), "@asynccontextmanager"),
-        (lambda: lifespan(EventBus(), _bare_async), "@asynccontextmanager"),
+        ((FastAPI(),), r"lifespan=lifespan\(bus\)"),  # what FastAPI(lifespan=lifespan) calls
+        ((None,), "takes an EventBus"),
+        ((EventBus(), "inner"), "cannot be called"),
+        ((EventBus(), _bare), "@asynccontextmanager"),
+        ((EventBus(), _bare_async), "@asynccontextmanager"),
     ],
     ids=["lifespan itself", "None", "text", "generator", "async generator"],
 )
-def test_wrong_use_fails_when_declared(declare: Callable[[], Any], advice: str) -> None:
+def test_wrong_use_fails_when_declared(arguments: tuple[Any, ...], advice: str) -> None:
     """With what to do."""
     with pytest.raises(aperion.ConfigurationError, match=advice):
-        declare()
+        lifespan(*arguments)
 
 
 def test_without_fastapi_the_import_says_what_to_install() -> None:
@@ -934,7 +934,8 @@ except ImportError as error:
     print(error)
 """
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 0, done.stderr
     assert 'pip install "aperion-bus[fastapi]"' in done.stdout

@@ -34,24 +34,25 @@ def recover(ring: Path, fd: int, file: LogFile) -> int:
     if left is None or not left.content:
         file.mend()
         return 0
-    left = _sound(left, file)
+    left, bad = _sorted(left)
     if left.log != file.identity or left.offset > file.size:  # moved away, or cut, since
         left = _anew(fd, file, left)
     rest = _missing(file, left)
     file.write_all(rest)
     file.mend()
+    if bad:
+        file.keep_aside(bad)
     return rest.count(b"\n")
 
 
-def _sound(left: Leftover, file: LogFile) -> Leftover:
+def _sorted(left: Leftover) -> tuple[Leftover, bytes]:
     """Take out what is no record: after a power cut, the head may be on the disk and a line not."""
     lines = left.content.splitlines(keepends=True)
     bad = [line for line in lines if not _is_record(line)]
     if not bad:
-        return left
-    file.mend()
-    file.keep_aside(b"".join(bad))
-    return dataclasses.replace(left, content=b"".join(line for line in lines if _is_record(line)))
+        return left, b""
+    good = b"".join(line for line in lines if _is_record(line))
+    return dataclasses.replace(left, content=good), b"".join(bad)
 
 
 def _is_record(line: bytes) -> bool:
