@@ -97,7 +97,7 @@ class Freezer:
         self.opaque = False
         self._parents: list[object] = []
 
-    def freeze(self, value: Any) -> Any:  # noqa: ANN401 - payloads are the user's
+    def freeze(self, value: Any) -> Any:
         """Return an immutable copy of a value, or the value where it already is one.
 
         Raises:
@@ -114,7 +114,7 @@ class Freezer:
                 fields=(where,),
             ) from error.__cause__
 
-    def _frozen(self, value: Any) -> Any:  # noqa: ANN401
+    def _frozen(self, value: Any) -> Any:
         kind = type(value)
         if kind is str:
             self.size += len(value)
@@ -129,7 +129,7 @@ class Freezer:
             return self._container(value)
         return self._object(value)
 
-    def _container(self, value: Any) -> Any:  # noqa: ANN401
+    def _container(self, value: Any) -> Any:
         if any(parent is value for parent in self._parents):
             raise _Unwritable("contains itself")
         if len(self._parents) >= MAX_DEPTH:
@@ -139,7 +139,7 @@ class Freezer:
         self._parents.pop()
         return frozen
 
-    def _copied(self, value: Any) -> Any:  # noqa: ANN401
+    def _copied(self, value: Any) -> Any:
         if isinstance(value, Mapping):
             return FrozenDict(self._fields(value, "."))
         if isinstance(value, BaseModel):
@@ -164,7 +164,7 @@ class Freezer:
             raise
         return frozen
 
-    def _items(self, values: Any) -> list[Any]:  # noqa: ANN401
+    def _items(self, values: Any) -> list[Any]:
         self.size += 2 + len(values)
         items: list[Any] = []
         try:
@@ -175,7 +175,7 @@ class Freezer:
             raise
         return items
 
-    def _key(self, key: Any) -> Any:  # noqa: ANN401
+    def _key(self, key: Any) -> Any:
         if not isinstance(key, _KEYS):
             raise _Unwritable(f"has a key of type {type(key).__name__}, which JSON cannot hold; use text")
         return self._frozen(key)
@@ -189,7 +189,7 @@ class Freezer:
             object.__setattr__(twin, "__pydantic_extra__", self._fields(twin.__pydantic_extra__, "."))
         return twin
 
-    def _object(self, value: Any) -> Any:  # noqa: ANN401
+    def _object(self, value: Any) -> Any:
         self.size += 1
         if isinstance(value, bytearray | memoryview):
             return bytes(value)
@@ -199,7 +199,7 @@ class Freezer:
             return self._frozen(str(value))
         return self._deep_copy(value)
 
-    def _deep_copy(self, value: Any) -> Any:  # noqa: ANN401
+    def _deep_copy(self, value: Any) -> Any:
         try:
             plain = to_jsonable_python(value)
             twin = copy.deepcopy(value)

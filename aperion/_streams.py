@@ -34,7 +34,9 @@ class EventStream(Generic[P]):
 
     def __init__(self, patterns: tuple[str, ...], where: Filter | None, limit: int) -> None:
         if limit < 1:
-            raise ConfigurationError(f"buffer={limit!r} makes no sense; it is the number of events kept for a slow reader")
+            raise ConfigurationError(
+                f"buffer={limit!r} makes no sense; it is the number of events kept for a slow reader"
+            )
         self._patterns = patterns
         self._where = where
         self._limit = limit

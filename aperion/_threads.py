@@ -40,7 +40,7 @@ class Job:
         except BaseException as error:  # noqa: BLE001 - raised again in the task that waits
             self.failure = error
 
-    def _run(self) -> Any:  # noqa: ANN401 - what the handler returns
+    def _run(self) -> Any:
         _job.set(self)
         return self.call()
 
@@ -95,7 +95,7 @@ class WorkerThreads:
         """Tell whether an abandoned thread still runs a delivery."""
         return any(job.delivery == (event_id, subscription) for job in self._jobs)
 
-    async def run(self, name: str, call: Callable[[], Any], started: Callable[[Job], None]) -> Any:  # noqa: ANN401
+    async def run(self, name: str, call: Callable[[], Any], started: Callable[[Job], None]) -> Any:
         """Make the call in a thread and return its result; on cancellation the thread is abandoned.
 
         Args:

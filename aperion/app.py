@@ -20,6 +20,7 @@ from aperion.errors import ApplicationError, shown
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
     from anyio.abc import TaskStatus
 
@@ -75,10 +76,12 @@ class App:
             self._running = stack.pop_all()
         return self
 
-    async def __aexit__(self, *details: Any) -> bool | None:  # noqa: ANN401 - the three of the protocol
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
         """Stop."""
         stack, self._running = self._running, None
-        return await stack.__aexit__(*details) if stack is not None else None
+        return await stack.__aexit__(kind, error, trace) if stack is not None else None
 
     @asynccontextmanager
     async def _beside(self) -> AsyncIterator[None]:
@@ -184,8 +187,9 @@ def _code(bus: EventBus) -> int:
     return UNSETTLED
 
 
-def _checked(what: str, function: Any) -> Any:  # noqa: ANN401 - whatever was given
-    if not inspect.iscoroutinefunction(function) and not inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004 - the method is wanted
+def _checked(what: str, function: Any) -> Any:
+    target = function if inspect.isroutine(function) else getattr(type(function), "__call__", None)  # noqa: B004
+    if not inspect.iscoroutinefunction(target):
         raise ApplicationError(f"{what} is an async function without parameters, not {shown(function)}")
     return function
 

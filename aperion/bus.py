@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
-import dataclasses
 import math
 import threading
 import weakref
@@ -40,6 +38,7 @@ from aperion.redaction import Redactor
 from aperion.router import Router, Wanted
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from typing import Unpack
 
@@ -299,7 +298,9 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
     @overload
     async def emit(self, event: Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
     @overload
-    async def emit(self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
+    async def emit(
+        self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]
+    ) -> Receipt: ...
     async def emit(
         self,
         event: str | Payload,
@@ -337,9 +338,15 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
     @overload
     def emit_nowait(self, event: Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
     @overload
-    def emit_nowait(self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
     def emit_nowait(
-        self, event: str | Payload, payload: Mapping[str, Any] | Payload | None = None, /, **details: Unpack[EventDetails]
+        self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]
+    ) -> Receipt: ...
+    def emit_nowait(
+        self,
+        event: str | Payload,
+        payload: Mapping[str, Any] | Payload | None = None,
+        /,
+        **details: Unpack[EventDetails],
     ) -> Receipt:
         """Do what ``emit`` does without ever waiting; takes the same arguments.
 
@@ -352,10 +359,18 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         return made if isinstance(made, Receipt) else runtime.accept_now(made)
 
     @overload
-    def emit_from_thread(self, event: Payload, /, *, timeout: float | None = ..., **details: Unpack[EventDetails]) -> Receipt: ...
+    def emit_from_thread(
+        self, event: Payload, /, *, timeout: float | None = ..., **details: Unpack[EventDetails]
+    ) -> Receipt: ...
     @overload
     def emit_from_thread(
-        self, event: str, payload: Mapping[str, Any] | Payload, /, *, timeout: float | None = ..., **details: Unpack[EventDetails]
+        self,
+        event: str,
+        payload: Mapping[str, Any] | Payload,
+        /,
+        *,
+        timeout: float | None = ...,
+        **details: Unpack[EventDetails],
     ) -> Receipt: ...
     def emit_from_thread(
         self,
@@ -432,7 +447,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             return  # the thread has given up; its callback gives the place back
         try:
             if error is not None:
-                raise error
+                raise error  # noqa: TRY301 - one place answers the thread
             done.set_result(runtime.accept_reserved(event))
         except BaseException as failure:  # noqa: BLE001 - raised in the thread that emits
             _answer(done, error=failure)
@@ -440,9 +455,15 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
     @overload
     async def dispatch(self, event: Payload, /, **details: Unpack[EventDetails]) -> Outcomes: ...
     @overload
-    async def dispatch(self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]) -> Outcomes: ...
     async def dispatch(
-        self, event: str | Payload, payload: Mapping[str, Any] | Payload | None = None, /, **details: Unpack[EventDetails]
+        self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]
+    ) -> Outcomes: ...
+    async def dispatch(
+        self,
+        event: str | Payload,
+        payload: Mapping[str, Any] | Payload | None = None,
+        /,
+        **details: Unpack[EventDetails],
     ) -> Outcomes:
         """Run the handlers of an event now, in this task, and return how each ended.
 
@@ -478,7 +499,9 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             if processed is None:
                 return self._running("emit").drop(event, "processor")
             if not isinstance(processed, Event):
-                raise ConfigurationError(f"processor {shown(processor)} returned {shown(processed)}; return the event or None")
+                raise ConfigurationError(
+                    f"processor {shown(processor)} returned {shown(processed)}; return the event or None"
+                )
             event = processed
         return event
 
@@ -665,7 +688,9 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         ]
         if not letters:
             self.dead_letters.remove(summary.letter_id)
-        outcomes = [o for each in letters for o in (await self.redrive(each.letter_id, max_attempts=max_attempts)).values()]
+        outcomes = [
+            o for each in letters for o in (await self.redrive(each.letter_id, max_attempts=max_attempts)).values()
+        ]
         plan = [self._subscriptions[outcome.subscription] for outcome in outcomes]
         return Outcomes(summary.event, plan, outcomes)
 
@@ -768,4 +793,6 @@ async def _nothing(_delivery: Delivery) -> None:
 
 
 def _not_running(method: str) -> BusNotRunningError:
-    return BusNotRunningError(f"{method}() needs a running bus; use it inside 'async with bus:' or aperion.run(bus, main)")
+    return BusNotRunningError(
+        f"{method}() needs a running bus; use it inside 'async with bus:' or aperion.run(bus, main)"
+    )

@@ -293,7 +293,7 @@ class DeadLetterQueue:
         return event_type if is_valid_event_type(event_type) else self._redactor.redact_text(event_type)
 
 
-def letter_from(  # noqa: PLR0913, PLR0917 - what a letter tells
+def letter_from(  # noqa: PLR0913 - what a letter tells
     event: Event[Any],
     subscription: str | None,
     reason: FailureReason,

@@ -23,7 +23,7 @@ from aperion.naming import EVENT_TYPE_PATTERN, is_valid_event_type
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-P = TypeVar("P", default=Any, covariant=True)
+P = TypeVar("P", default=Any, covariant=True)  # noqa: PLC0105 - users read Event[P]
 
 PayloadT = TypeVar("PayloadT", bound="Payload")
 
@@ -63,7 +63,7 @@ class Payload(BaseModel):
 
     event_type: ClassVar[str] = ""
 
-    def __init_subclass__(cls, type: str | None = None, **kwargs: Any) -> None:  # noqa: A002, ANN401 - the public face
+    def __init_subclass__(cls, type: str | None = None, **kwargs: Any) -> None:  # noqa: A002 - the public face
         """Register the model under its event type.
 
         Raises:
@@ -75,14 +75,14 @@ class Payload(BaseModel):
             _register(cls, type)
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a model that is not frozen: what one handler changed, another would see."""
         super().__pydantic_init_subclass__(**kwargs)
         if not cls.model_config.get("frozen"):
             raise ConfigurationError(f"{cls.__qualname__} sets frozen=False, but payloads are immutable; remove it")
 
     @classmethod
-    def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:  # noqa: ANN401
+    def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
         """Build an instance without validation; ``emit`` validates it after all."""
         return _marked(super().model_construct(_fields_set, **values))
 
@@ -185,7 +185,7 @@ class Event(_Fields, Generic[P]):
         @property
         def headers(self) -> Mapping[str, str]: ...  # noqa: D102
         @property
-        def _cascade(self) -> Any: ...  # noqa: ANN401
+        def _cascade(self) -> Any: ...
         @property
         def _opaque(self) -> bool: ...
 
@@ -237,7 +237,7 @@ class Event(_Fields, Generic[P]):
         """Pickle every public field."""
         return _restore, tuple(getattr(self, name) for name in _PUBLIC)
 
-    def replace(self, **changes: Any) -> Event[Any]:  # noqa: ANN401 - any field
+    def replace(self, **changes: Any) -> Event[Any]:
         """Return a copy with some fields changed; the id stays unless it is changed too.
 
         Raises:
@@ -302,9 +302,9 @@ class _Draft(_Fields, Generic[P]):
     __slots__ = ()
 
 
-def make_event(  # noqa: PLR0913 - the envelope has ten fields; all positional, since this is the hot path
+def make_event(  # noqa: PLR0913, PLR0917 - the envelope has ten fields; all positional, since this is the hot path
     event_type: str,
-    payload: Any,  # noqa: ANN401
+    payload: Any,
     source: str | None,
     correlation_id: str | None,
     causation_id: str | None,
@@ -391,7 +391,7 @@ def to_json(value: object) -> bytes:
         return json.dumps(value, default=jsonable, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def jsonable(value: object) -> Any:  # noqa: ANN401
+def jsonable(value: object) -> Any:
     """Turn what orjson does not know into what it knows; the ``default`` of every ``orjson.dumps`` here."""
     if isinstance(value, BaseModel):
         return {**value.__dict__, **(value.__pydantic_extra__ or {})}
@@ -402,7 +402,7 @@ def jsonable(value: object) -> Any:  # noqa: ANN401
     return to_jsonable_python(value)
 
 
-def _restore(*values: Any) -> Event[Any]:  # noqa: ANN401
+def _restore(*values: Any) -> Event[Any]:
     return Event(**dict(zip(_PUBLIC, values, strict=True)))
 
 

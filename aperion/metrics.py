@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
-
 from aperion._logs import logger as _log
 from aperion.delivery import OutcomeState, positive
 from aperion.errors import ConfigurationError, shown
@@ -52,27 +51,13 @@ class Instrument:
 _WHOSE = ("event_type", "subscription")
 INSTRUMENTS = (
     EMITTED := Instrument("aperion_events_emitted_total", "counter", ("event_type",), "events accepted"),
-    REJECTED := Instrument(
-        "aperion_events_rejected_total", "counter", ("reason",), "events refused as invalid"
-    ),
-    DROPPED := Instrument(
-        "aperion_events_dropped_total", "counter", ("event_type", "policy"), "events dropped"
-    ),
-    DELIVERIES := Instrument(
-        "aperion_deliveries_total", "counter", (*_WHOSE, "outcome"), "attempts, by their end"
-    ),
-    DURATION := Instrument(
-        "aperion_handler_duration_seconds", "histogram", _WHOSE, "how long an attempt took"
-    ),
-    WAIT := Instrument(
-        "aperion_event_wait_seconds", "histogram", ("event_type",), "acceptance to first handler"
-    ),
-    RETRIES := Instrument(
-        "aperion_retries_total", "counter", _WHOSE, "attempts scheduled after a failed one"
-    ),
-    DEAD := Instrument(
-        "aperion_dead_letters_total", "counter", ("reason", "subscription"), "dead letters left"
-    ),
+    REJECTED := Instrument("aperion_events_rejected_total", "counter", ("reason",), "events refused as invalid"),
+    DROPPED := Instrument("aperion_events_dropped_total", "counter", ("event_type", "policy"), "events dropped"),
+    DELIVERIES := Instrument("aperion_deliveries_total", "counter", (*_WHOSE, "outcome"), "attempts, by their end"),
+    DURATION := Instrument("aperion_handler_duration_seconds", "histogram", _WHOSE, "how long an attempt took"),
+    WAIT := Instrument("aperion_event_wait_seconds", "histogram", ("event_type",), "acceptance to first handler"),
+    RETRIES := Instrument("aperion_retries_total", "counter", _WHOSE, "attempts scheduled after a failed one"),
+    DEAD := Instrument("aperion_dead_letters_total", "counter", ("reason", "subscription"), "dead letters left"),
     PENDING := Instrument("aperion_pending_events", "gauge", (), "events accepted and unsettled"),
     SUBSCRIPTIONS := Instrument("aperion_subscriptions", "gauge", (), "subscriptions that exist"),
 )
@@ -468,9 +453,7 @@ def _rising(buckets: Sequence[float]) -> tuple[float, ...]:
 
 def _check_finite(name: str, value: float) -> None:
     if not math.isfinite(value):
-        raise ConfigurationError(
-            f"{name} cannot be {value!r}, which JSON cannot hold; leave the measurement out"
-        )
+        raise ConfigurationError(f"{name} cannot be {value!r}, which JSON cannot hold; leave the measurement out")
 
 
 def _series_name(name: str, labels: _Labels) -> str:

@@ -7,7 +7,6 @@ import inspect
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-
 from aperion._logs import logger as _log
 from aperion.delivery import positive
 from aperion.errors import ConfigurationError, shown
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     from aperion.delivery import Delivery
     from aperion.protocols import CallNext, Middleware
-
 
 
 def compose(middlewares: Sequence[Middleware], handler: CallNext) -> CallNext:
@@ -50,7 +48,7 @@ def log_slow(threshold: float = 1.0) -> Middleware:
     """
     positive("threshold", threshold)
 
-    async def timed(delivery: Delivery, call_next: CallNext) -> Any:  # noqa: ANN401 - what the handler returns
+    async def timed(delivery: Delivery, call_next: CallNext) -> Any:
         started = perf_counter()
         try:
             return await call_next(delivery)

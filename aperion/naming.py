@@ -88,7 +88,9 @@ class Naming:
     def check_source(self, event_type: str, source: str | None) -> None:
         """Raise ``EventTypeError`` where a source is required and missing."""
         if self.require_source and not source:
-            raise EventTypeError(f"{event_type!r} has no source, which this bus requires; pass source=", event_type=event_type)
+            raise EventTypeError(
+                f"{event_type!r} has no source, which this bus requires; pass source=", event_type=event_type
+            )
 
     def check_known(self, event_type: str, known: Collection[str]) -> None:
         """Raise ``UnknownEventTypeError`` for a type outside ``known``, as far as the policy says so."""

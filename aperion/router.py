@@ -194,7 +194,9 @@ class Router:
         many: Iterable[object] = [event_types] if one else event_types  # type: ignore[assignment]
         patterns = tuple(dict.fromkeys(self._pattern(wanted) for wanted in many))
         if not patterns:
-            raise ConfigurationError("the list of event types is empty, so the handler would never run; name at least one")
+            raise ConfigurationError(
+                "the list of event types is empty, so the handler would never run; name at least one"
+            )
         return patterns
 
     def _pattern(self, wanted: object) -> str:
@@ -303,7 +305,9 @@ def _kind(handler: object, isolation: str) -> HandlerKind:
         raise ConfigurationError(f"isolation={isolation!r} is not a choice; use 'thread' or 'process'")
     target = _innermost(handler)
     if inspect.isasyncgenfunction(target) or inspect.isgeneratorfunction(target):
-        raise HandlerError(f"{handler_name(handler)} is a generator, which would never run; write a plain or async function")
+        raise HandlerError(
+            f"{handler_name(handler)} is a generator, which would never run; write a plain or async function"
+        )
     is_async = inspect.iscoroutinefunction(target)
     if isolation == "thread":
         return HandlerKind.ASYNC if is_async else HandlerKind.THREAD
@@ -315,7 +319,7 @@ def _kind(handler: object, isolation: str) -> HandlerKind:
     return HandlerKind.PROCESS
 
 
-def _innermost(handler: Any) -> Any:  # noqa: ANN401
+def _innermost(handler: Any) -> Any:
     while isinstance(handler, functools.partial):
         handler = handler.func
     return handler if inspect.isroutine(handler) else type(handler).__call__

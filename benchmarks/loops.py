@@ -1,6 +1,5 @@
 """Handlers that do nothing, and the bare loop over them."""
 
-# ruff: noqa: ARG001 - handlers take what they ignore
 from __future__ import annotations
 
 import asyncio

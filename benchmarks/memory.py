@@ -1,6 +1,5 @@
 """The scenarios about memory."""
 
-# ruff: noqa: ARG001 - handlers take what they ignore
 from __future__ import annotations
 
 import asyncio

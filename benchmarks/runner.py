@@ -69,7 +69,7 @@ def _ask(plan: Plan, scenario: str, peer: str) -> dict[str, Any]:
     if plan.uvloop:
         command.append("--uvloop")
     try:
-        done = run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)  # noqa: S603
+        done = run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
     except TimeoutExpired:
         return {"failed": f"took more than {DEADLINE:.0f} s"}
     if done.returncode == 0 and done.stdout:

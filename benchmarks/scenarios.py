@@ -1,6 +1,6 @@
 """What is measured: each scenario sets a peer up, drives it, and returns named figures."""
 
-# ruff: noqa: RUF001, RUF003, PLR2004 - × is meant, and the numbers are where units change
+# ruff: noqa: RUF001, RUF003 - × is meant, and the numbers are where units change
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine

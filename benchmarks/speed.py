@@ -1,6 +1,5 @@
 """The scenarios about time."""
 
-# ruff: noqa: ARG001 - handlers take what they ignore
 from __future__ import annotations
 
 import asyncio
@@ -38,7 +37,7 @@ def _lines(log: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def dispatching(  # noqa: PLR0913 - one scenario in many variants
+def dispatching(
     *,
     handlers: int = 1,
     sync: bool = False,

@@ -79,7 +79,7 @@ def _version(distribution: str) -> str:
 def _loop_factory(*, uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
     if not uvloop:
         return None
-    import uvloop as fast  # noqa: PLC0415 - only where asked for
+    import uvloop as fast
 
     factory: Callable[[], asyncio.AbstractEventLoop] = fast.new_event_loop
     return factory

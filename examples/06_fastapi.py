@@ -48,7 +48,10 @@ def send_mail(event: aperion.Event[Any]) -> None:
 async def main() -> None:
     """Do what a server such as uvicorn does, with two requests: one brings an id, one does not."""
     transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://shop") as client,
+    ):
         first = await client.post("/orders/1", headers={"X-Correlation-ID": "req-42"})
         second = await client.post("/orders/2")
     made = second.headers["X-Correlation-ID"]

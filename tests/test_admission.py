@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aperion
-from aperion import BackpressureError, Event, EventBus, OverflowPolicy, OutcomeState
+from aperion import BackpressureError, Event, EventBus, OutcomeState, OverflowPolicy
 
 pytestmark = pytest.mark.anyio
 
@@ -259,7 +259,9 @@ async def test_a_thread_waits_for_room_or_gives_up() -> None:
         with anyio.fail_after(10):
             await anyio.to_thread.run_sync(impatient)
             async with anyio.create_task_group() as group:
-                group.start_soon(anyio.to_thread.run_sync, lambda: bus.emit_from_thread("chat.sent", {"n": 2}, timeout=5))
+                group.start_soon(
+                    anyio.to_thread.run_sync, lambda: bus.emit_from_thread("chat.sent", {"n": 2}, timeout=5)
+                )
                 await anyio.sleep(0.02)
                 gate.opened.set()
             await bus.wait_settled()
@@ -326,7 +328,9 @@ async def test_a_loop_of_handlers_ends_with_its_chain() -> None:
     limit=st.integers(1, 8),
     workers=st.integers(1, 5),
 )
-def test_slots_never_leak_and_keys_keep_their_order(seed: int, policy: OverflowPolicy, limit: int, workers: int) -> None:
+def test_slots_never_leak_and_keys_keep_their_order(
+    seed: int, policy: OverflowPolicy, limit: int, workers: int
+) -> None:
     """Laws, under random cancellation, failure, timeouts, retries, keys, threads and cascades."""
     rng = random.Random(seed)  # noqa: S311 - a test's dice
     anyio.run(_storm, rng, policy, limit, workers)
@@ -415,7 +419,9 @@ def test_a_redrive_never_runs_a_subscription_that_succeeded(plan: list[tuple[boo
         async with EventBus() as bus:
             for index, (fails_first, fails_again) in enumerate(plan):
 
-                async def handler(event: Event, index: int = index, script: tuple[bool, bool] = (fails_first, fails_again)) -> None:
+                async def handler(
+                    event: Event, index: int = index, script: tuple[bool, bool] = (fails_first, fails_again)
+                ) -> None:
                     calls[index] += 1
                     if script[min(calls[index], 2) - 1]:
                         raise ValueError

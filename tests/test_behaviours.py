@@ -7,6 +7,7 @@ A test names the ids that it proves at the start of its docstring: ``CORE-1 CORE
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -15,7 +16,20 @@ TABLE = HERE / "BEHAVIOURS.md"
 _ID = re.compile(r"[A-Z]{2,4}-[A-Za-z0-9*/.]+")
 
 # Behaviours of the predecessor to keep, by family.
-FAMILIES = {"CORE": 19, "PRI": 5, "PAT": 7, "ERR": 4, "DLQ": 13, "BP": 7, "TMO": 3, "VAL": 10, "MET": 7, "COR": 11, "FAST": 9, "STB": 10}
+FAMILIES = {
+    "CORE": 19,
+    "PRI": 5,
+    "PAT": 7,
+    "ERR": 4,
+    "DLQ": 13,
+    "BP": 7,
+    "TMO": 3,
+    "VAL": 10,
+    "MET": 7,
+    "COR": 11,
+    "FAST": 9,
+    "STB": 10,
+}
 # Promises that the predecessor broke, and that are kept here.
 PROMISES = """
 TMO-a TMO-b TMO-c/d TMO-e TMO-f TMO-g TMO-h ERR-a/c ERR-b2 ERR-d SYS-a SYS-b SYS-c COR-err
@@ -29,22 +43,21 @@ ASY-a/b/c ASY-d ASY-e ASY-f ASY-h SUB-a SHD-a SHD-b SHD-d/e/f/g/h SCL
 REQUIRED = [f"{family}-{n}" for family, count in FAMILIES.items() for n in range(1, count + 1)] + PROMISES
 
 
-def proofs() -> dict[str, list[tuple[str, str]]]:
-    """Return, for each id, the tests that name it and what they say."""
-    found: dict[str, list[tuple[str, str]]] = {}
+def proofs() -> dict[str, list[str]]:
+    """Return, for each id, the tests that name it."""
+    found: dict[str, list[str]] = {}
     for path in sorted(HERE.glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-                ids, _, sentence = (ast.get_docstring(node) or "").partition(": ")
-                for name in _named(ids):
-                    found.setdefault(name, []).append((f"{path.name}::{node.name}", sentence.splitlines()[0]))
+                for name in _named(ast.get_docstring(node) or ""):
+                    found.setdefault(name, []).append(f"{path.name}::{node.name}")
     return found
 
 
-def _named(ids: str) -> list[str]:
-    words = [word for word in ids.replace(" and ", " ").split() if word != "rule" and not word.isdigit()]
-    # SCL alone has no dash; every other word must be an id, or this is an ordinary sentence.
-    return [w for w in words if _ID.fullmatch(w) or w == "SCL"] if words and (_ID.fullmatch(words[0]) or words[0] == "SCL") else []
+def _named(docstring: str) -> list[str]:
+    """Return the ids at the start of a docstring; the first word that is none ends them."""
+    words = docstring.replace(":", " ").replace(",", " ").split()
+    return list(itertools.takewhile(lambda word: _ID.fullmatch(word) or word == "SCL", words))
 
 
 def table() -> str:
@@ -53,7 +66,7 @@ def table() -> str:
     lines = ["# Behaviours and the tests that prove them", "", "Written by `python tests/test_behaviours.py`.", ""]
     lines += ["| id | tests |", "| --- | --- |"]
     for name in REQUIRED:
-        tests = "<br>".join(f"`{test}`" for test, _ in found.get(name, []))
+        tests = "<br>".join(f"`{test}`" for test in found.get(name, []))
         lines.append(f"| {name} | {tests} |")
     return "\n".join(lines) + "\n"
 

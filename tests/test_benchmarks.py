@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENVIRONMENT = {
-    **{"python": "3", "implementation": "CPython", "system": "here", "cores": 1},
-    **{"loop": "asyncio", "scale": "tiny", "rounds": 1, "seconds": 0.1},
+    "python": "3",
+    "implementation": "CPython",
+    "system": "here",
+    "cores": 1,
+    "loop": "asyncio",
+    "scale": "tiny",
+    "rounds": 1,
+    "seconds": 0.1,
 }
 
 

@@ -72,7 +72,9 @@ def test_ids_are_read_from_headers(headers: object, expected: str) -> None:
     assert aperion.extract_correlation_id_from_headers(headers) == expected  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", ["", "a" * 129, "a" * 100_000, "two\nlines", "a b", "alice@example.com", "héllo", "\x00", "-x"])
+@pytest.mark.parametrize(
+    "value", ["", "a" * 129, "a" * 100_000, "two\nlines", "a b", "alice@example.com", "héllo", "\x00", "-x"]
+)
 def test_ids_from_outside_are_checked(value: str) -> None:
     """COR-8 COR-hdr/2/3: what is missing, too long or has other characters is not taken over."""
     made = aperion.extract_correlation_id_from_headers({"X-Correlation-ID": value})

@@ -438,9 +438,7 @@ def test_a_letter_gets_an_id_and_the_time_by_itself() -> None:
     event, error = Event("order.placed", {}), failure()
     before = time.time()
 
-    one, other = (
-        letter_from(event, NAME, FailureReason.HANDLER_ERROR, error, 3, Redactor()) for _ in range(2)
-    )
+    one, other = (letter_from(event, NAME, FailureReason.HANDLER_ERROR, error, 3, Redactor()) for _ in range(2))
 
     assert one.letter_id != other.letter_id
     assert before <= one.first_failed_at == one.failed_at <= time.time()
@@ -451,9 +449,7 @@ def test_a_letter_of_a_later_failure_remembers_the_first() -> None:
     """DLQ-a/b: a redrive that failed does not make the letter young again."""
     event = Event("order.placed", {})
 
-    made = letter_from(
-        event, NAME, FailureReason.HANDLER_ERROR, failure(), 2, Redactor(), first_failed_at=5.0
-    )
+    made = letter_from(event, NAME, FailureReason.HANDLER_ERROR, failure(), 2, Redactor(), first_failed_at=5.0)
 
     assert made.first_failed_at == 5.0
     assert made.failed_at > 5.0
@@ -472,9 +468,7 @@ def test_a_letter_about_an_error_that_was_never_raised_can_be_made() -> None:
     """DLQ-7: rejections and given-up deliveries have errors without a traceback."""
     error = SerializationError("contains itself")
 
-    made = letter_from(
-        Event("order.placed", {}), None, FailureReason.SERIALIZATION_ERROR, error, 0, Redactor()
-    )
+    made = letter_from(Event("order.placed", {}), None, FailureReason.SERIALIZATION_ERROR, error, 0, Redactor())
 
     assert (made.error_type, made.error) == ("SerializationError", "contains itself")
     assert made.subscription is None

@@ -40,7 +40,9 @@ FAILURES: list[BaseException] = [
 @pytest.mark.parametrize("error", FAILURES, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("kind", ["async", "sync"])
 @pytest.mark.parametrize("way", ["emit", "dispatch"])
-async def test_a_failing_handler_hurts_neither_the_others_nor_the_emitter(error: BaseException, kind: str, way: str) -> None:
+async def test_a_failing_handler_hurts_neither_the_others_nor_the_emitter(
+    error: BaseException, kind: str, way: str
+) -> None:
     """ERR-1 ERR-3 ERR-a/c ERR-b2 TMO-e: whatever it raises is one failed outcome, with its own error."""
     ran: list[str] = []
 
@@ -487,7 +489,15 @@ async def test_every_kind_of_callable_is_handled_for_what_it_is() -> None:
 
     outcomes.raise_for_failures()
     assert len(outcomes) == len(handlers)
-    assert greeter.ran == ["callable object", "async method", "sync method", "partial", "partial of partial", "lambda", "async method"]
+    assert greeter.ran == [
+        "callable object",
+        "async method",
+        "sync method",
+        "partial",
+        "partial of partial",
+        "lambda",
+        "async method",
+    ]
 
 
 async def test_names_tell_methods_of_different_classes_apart() -> None:
@@ -531,7 +541,9 @@ async def _generator(event: Event) -> Any:  # noqa: ANN401
         (Greeter().method, {"isolation": "process"}, aperion.HandlerError, "process"),
     ],
 )
-def test_wrong_registration_fails_at_once(handler: Any, options: dict[str, Any], error: type[Exception], says: str) -> None:  # noqa: ANN401
+def test_wrong_registration_fails_at_once(
+    handler: Any, options: dict[str, Any], error: type[Exception], says: str
+) -> None:  # noqa: ANN401
     """PAT-a/c/d: with what to do instead, and nothing is subscribed."""
     bus = EventBus()
 
@@ -716,7 +728,14 @@ async def test_no_retry_starts_after_the_drain_began() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"attempts": 0}, {"attempts": 1.5}, {"wait_initial": -1}, {"wait_initial": 5, "wait_max": 1}, {"jitter": 2}, {"wait_max": float("inf")}],
+    [
+        {"attempts": 0},
+        {"attempts": 1.5},
+        {"wait_initial": -1},
+        {"wait_initial": 5, "wait_max": 1},
+        {"jitter": 2},
+        {"wait_max": float("inf")},
+    ],
 )
 def test_a_retry_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
     """When it is declared."""

@@ -7,7 +7,21 @@ import sys
 
 import pytest
 
-OPTIONAL = ["opentelemetry.sdk", "typer", "rich", "starlette", "fastapi", "prometheus_client", "watchfiles", "uvicorn", "cryptography", "pytest", "hypothesis", "uvloop", "httpx"]
+OPTIONAL = [
+    "opentelemetry.sdk",
+    "typer",
+    "rich",
+    "starlette",
+    "fastapi",
+    "prometheus_client",
+    "watchfiles",
+    "uvicorn",
+    "cryptography",
+    "pytest",
+    "hypothesis",
+    "uvloop",
+    "httpx",
+]
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,11 @@ def imported(source: str) -> set[str]:
             parts = {f"{module}.{alias.name}" for alias in node.names}
             found.update(part if _is_module(part) else module for part in parts)
         elif isinstance(node, ast.Import):
-            found.update(alias.name.removeprefix("aperion.") or "<top>" for alias in node.names if alias.name.split(".")[0] == "aperion")
+            found.update(
+                alias.name.removeprefix("aperion.") or "<top>"
+                for alias in node.names
+                if alias.name.split(".")[0] == "aperion"
+            )
     return found
 
 
@@ -75,7 +79,9 @@ def modules() -> dict[str, str]:
     """Return every module below the top with its source."""
     paths = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
     return {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path.read_text(encoding="utf-8")
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path.read_text(
+            encoding="utf-8"
+        )
         for path in paths
     }
 

@@ -101,9 +101,7 @@ def test_events_of_two_sources_are_counted_together(bus: BusMetrics, memory: InM
     assert "web" not in json.dumps(memory.snapshot())
 
 
-def test_attempts_are_counted_by_handler_and_by_how_they_ended(
-    bus: BusMetrics, memory: InMemoryMetrics
-) -> None:
+def test_attempts_are_counted_by_handler_and_by_how_they_ended(bus: BusMetrics, memory: InMemoryMetrics) -> None:
     """MET-2: total, successes and failures of each handler; MET-g: a timeout is not an error."""
     for state in (OK, OK, FAILED, OutcomeState.TIMED_OUT):
         bus.handled("user.login", "app.greet", state, 0.1)
@@ -155,9 +153,7 @@ def test_a_skipped_delivery_has_no_duration(bus: BusMetrics, memory: InMemoryMet
     assert memory.histogram(DURATION).count == 0
 
 
-def test_the_wait_before_the_first_handler_is_a_sample_of_its_own(
-    bus: BusMetrics, memory: InMemoryMetrics
-) -> None:
+def test_the_wait_before_the_first_handler_is_a_sample_of_its_own(bus: BusMetrics, memory: InMemoryMetrics) -> None:
     """MET-p: time in the queue does not hide in the handler's."""
     bus.begun("user.login", 3.0)
     bus.handled("user.login", "app.count", OK, 0.1)
@@ -589,9 +585,7 @@ def test_the_quantiles_at_both_ends_are_exact(values: list[float]) -> None:
     assert memory.quantile("jobs_seconds", 1) == max(values)
 
 
-@given(
-    values=st.lists(seconds, min_size=1, max_size=60), qs=st.lists(st.floats(0, 1), min_size=2, max_size=10)
-)
+@given(values=st.lists(seconds, min_size=1, max_size=60), qs=st.lists(st.floats(0, 1), min_size=2, max_size=10))
 def test_a_higher_quantile_is_never_lower(values: list[float], qs: list[float]) -> None:
     """MET-6: quantiles rise with q."""
     memory = InMemoryMetrics()

@@ -160,9 +160,7 @@ async def test_a_slow_handler_is_logged_without_its_payload(
     }
 
 
-async def test_a_fast_handler_is_not_logged(
-    lines: list[MutableMapping[str, Any]], delivery: Delivery
-) -> None:
+async def test_a_fast_handler_is_not_logged(lines: list[MutableMapping[str, Any]], delivery: Delivery) -> None:
     """The default is a second."""
     await compose([log_slow()], echo)(delivery)
 

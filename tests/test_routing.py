@@ -46,7 +46,26 @@ def test_patterns_match_by_the_rule(pattern: str, event_type: str, expected: boo
     assert index.find(event_type) == (["it"] if expected else [])
 
 
-@pytest.mark.parametrize("pattern", ["", " ", "chat*", "*chat", "chat.**", "**", "a..b", ".a", "a.", "Chat.sent", "a b", "login", 5, None, "chat.sent\n"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        " ",
+        "chat*",
+        "*chat",
+        "chat.**",
+        "**",
+        "a..b",
+        ".a",
+        "a.",
+        "Chat.sent",
+        "a b",
+        "login",
+        5,
+        None,
+        "chat.sent\n",
+    ],
+)
 def test_anything_else_fails_at_registration(pattern: object) -> None:
     """PAT-a/c/d: with what to use instead."""
     with pytest.raises(aperion.PatternError, match="use an event type such as"):

@@ -17,8 +17,21 @@ FILES = ["must_pass.py", "must_fail.py"]
 
 def _mypy() -> dict[str, set[int]]:
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-incremental", "--disable-error-code=unused-coroutine", *FILES],
-        cwd=HERE, capture_output=True, text=True, timeout=300, check=False,
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--config-file=",
+            "--no-incremental",
+            "--disable-error-code=unused-coroutine",
+            *FILES,
+        ],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     return _lines(re.findall(r"^(must_\w+\.py):(\d+): error", done.stdout, re.MULTILINE))
@@ -27,7 +40,11 @@ def _mypy() -> dict[str, set[int]]:
 def _pyright() -> dict[str, set[int]]:
     done = subprocess.run(
         [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, *FILES],
-        cwd=HERE, capture_output=True, text=True, timeout=300, check=False,
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
         env={**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
     )
     try:

@@ -21,7 +21,20 @@ class OrderPlaced(aperion.Payload, type="valid.order_placed"):
 
 
 VALID = ["user.login", "chat.user_input", "api.request.received", "metrics.cpu.usage", "a.b", "user123.login456"]
-INVALID = ["", "login", ".login", "user.", "User.Login", "user-login", "user.Login", "123.action", "a..b", "user.login\n", " user.login", "a." + "b" * 300]
+INVALID = [
+    "",
+    "login",
+    ".login",
+    "user.",
+    "User.Login",
+    "user-login",
+    "user.Login",
+    "123.action",
+    "a..b",
+    "user.login\n",
+    " user.login",
+    "a." + "b" * 300,
+]
 
 
 @pytest.mark.parametrize("name", VALID)
@@ -299,7 +312,7 @@ async def test_a_payload_over_the_limit_is_refused(form: str) -> None:
 async def test_every_value_that_json_can_show_is_accepted() -> None:
     """Dates, UUIDs, Decimals, paths, enums, sets, bytes, dataclasses, models, big integers, keys that are no text."""
     import dataclasses  # noqa: PLC0415
-    import datetime  # noqa: PLC0415
+    import datetime as dt  # noqa: PLC0415
     import decimal  # noqa: PLC0415
     import enum  # noqa: PLC0415
     import pathlib  # noqa: PLC0415
@@ -316,7 +329,7 @@ async def test_every_value_that_json_can_show_is_accepted() -> None:
         y: int
 
     payload = {
-        "datetime": datetime.datetime.now(datetime.UTC),
+        "datetime": dt.datetime.now(dt.UTC),
         "uuid": uuid.uuid4(),
         "decimal": decimal.Decimal("1.50"),
         "path": pathlib.Path("a/b"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import anyio.to_process
 
+from aperion._runtime.reporter import reason_of
 from aperion.context import current
 from aperion.delivery import (
     Attempt,
@@ -25,8 +26,6 @@ from aperion.delivery import (
 from aperion.errors import HandlerTimeoutError, NotDeliveredError
 from aperion.events import Event, own_copy
 from aperion.middleware import compose
-
-from aperion._runtime.reporter import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -107,7 +106,11 @@ class Execution:
                 results.append(outcome)
                 if outcome.failed:
                     self._failed(receipt, len(results) - 1, subscription, outcome, receipt)
-                if receipt.task is not None and isinstance(error, asyncio.CancelledError) and self._interrupted(receipt):
+                if (
+                    receipt.task is not None
+                    and isinstance(error, asyncio.CancelledError)
+                    and self._interrupted(receipt)
+                ):
                     self._give_up(receipt, error)
                 receipt.started = monotonic()
             else:
@@ -131,7 +134,7 @@ class Execution:
         rerun.started = monotonic()
         try:
             if not subscription.open:
-                raise NotDeliveredError(f"{subscription.name} was paused or unsubscribed before the next attempt")
+                raise NotDeliveredError(f"{subscription.name} was paused or unsubscribed before it")  # noqa: TRY301
             if subscription.run is None:
                 await subscription.handler(handed)
             else:
@@ -271,13 +274,13 @@ class Execution:
         earlier = receipt.results[index]
         return earlier.attempts if isinstance(earlier, Outcome) else ()
 
-    async def _wrapped(self, inner: Callable[[Run, Delivery], Awaitable[Any]], run: Run, delivery: Delivery) -> Any:  # noqa: ANN401
+    async def _wrapped(self, inner: Callable[[Run, Delivery], Awaitable[Any]], run: Run, delivery: Delivery) -> Any:
         return await compose(self._middleware, functools.partial(inner, run))(delivery)
 
-    async def _in_task(self, _run: Run, delivery: Delivery) -> Any:  # noqa: ANN401
+    async def _in_task(self, _run: Run, delivery: Delivery) -> Any:
         return await delivery.subscription.handler(delivery.event)
 
-    async def _in_thread(self, run: Run, delivery: Delivery) -> Any:  # noqa: ANN401
+    async def _in_thread(self, run: Run, delivery: Delivery) -> Any:
         limit, run.limit = run.limit, math.inf  # waiting for a thread is not the handler's time
         run.started = monotonic()
 
@@ -294,7 +297,7 @@ class Execution:
         # A plain function may return an awaitable (a lambda around an async function, a wrapper).
         return await result if inspect.isawaitable(result) else result
 
-    async def _in_process(self, _run: Run, delivery: Delivery) -> Any:  # noqa: ANN401
+    async def _in_process(self, _run: Run, delivery: Delivery) -> Any:
         handler = delivery.subscription.handler
         return await anyio.to_process.run_sync(_call_in_process, handler, delivery.event, cancellable=True)
 

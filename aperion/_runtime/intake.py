@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import enum
 import types
 import typing
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _NO_HEADERS: Mapping[str, str] = FrozenDict()
 _CHAIN_SHOWN = 12
 _IMMUTABLE = (
-    *(str, int, float, bool, bytes, type(None), datetime.date, datetime.time, datetime.timedelta),
+    *(str, int, float, bool, bytes, type(None), dt.date, dt.time, dt.timedelta),
     *(uuid.UUID, Decimal, enum.Enum, PurePath),
 )
 _TYPES_REMEMBERED = 4096
@@ -106,7 +106,7 @@ class Intake:
                 value, opaque = self._safe(event_type, value)
             else:
                 try:
-                    size = len(orjson.dumps(value.__dict__, jsonable))  # type: ignore[attr-defined]
+                    size = len(orjson.dumps(value.__dict__, jsonable))
                 except TypeError:
                     size = self._size(event_type, value)
                 if size > self.max_payload_bytes:
@@ -181,17 +181,19 @@ class Intake:
             self._known[event_type] = model
         return model
 
-    def _safe(self, event_type: str, payload: Any) -> tuple[Any, bool]:  # noqa: ANN401
+    def _safe(self, event_type: str, payload: Any) -> tuple[Any, bool]:
         """Return the payload so that nobody can change it, and whether it still holds mutable objects."""
         if isinstance(payload, Payload) and type(payload.__pydantic_fields_set__) is Unvalidated:
             payload = validated(type(payload), event_type, payload.model_dump(by_alias=True, warnings=False))
         freezer = Freezer(event_type)
         frozen = freezer.freeze(payload)
-        if freezer.size > self.max_payload_bytes // 8:  # a lower bound; escapes and long numbers take up to 8 times more
+        if (
+            freezer.size > self.max_payload_bytes // 8
+        ):  # a lower bound; escapes and long numbers take up to 8 times more
             self._check_size(event_type, len(to_json(frozen)))
         return frozen, freezer.opaque
 
-    def _size(self, event_type: str, payload: Any) -> int:  # noqa: ANN401
+    def _size(self, event_type: str, payload: Any) -> int:
         """Return the size of a payload that orjson refuses: a harmless big integer, or a text that cannot be written."""
         Freezer(event_type).freeze(payload)
         return len(to_json(payload))
@@ -200,7 +202,7 @@ class Intake:
         if size > self.max_payload_bytes:
             raise PayloadTooLargeError(event_type, size, self.max_payload_bytes)
 
-    def _detailed(self, event_type: str, value: Any, opaque: bool, details: Details) -> Event[Any]:  # noqa: ANN401, FBT001
+    def _detailed(self, event_type: str, value: Any, opaque: bool, details: Details) -> Event[Any]:  # noqa: FBT001
         _check_details(event_type, details)
         self._naming.check_source(event_type, details.source)
         scope = current.get()
@@ -214,15 +216,20 @@ class Intake:
         changes = {n: v for n, v in (("event_id", details.event_id), ("timestamp", details.timestamp)) if v is not None}
         return event.replace(**changes) if changes else event
 
-    def _inside(self, scope: Event[Any] | Scope, event_type: str, value: Any, opaque: bool, details: Details) -> Event[Any]:  # noqa: ANN401, FBT001
+    def _inside(
+        self,
+        scope: Event[Any] | Scope,
+        event_type: str,
+        value: Any,
+        opaque: bool,  # noqa: FBT001
+        details: Details,
+    ) -> Event[Any]:
         """Make an event that inherits from the one being handled, or from a correlation scope."""
         parent = scope.event if isinstance(scope, Scope) else scope
         correlation_id = details.correlation_id or scope.correlation_id
         headers = FrozenDict(details.headers) if details.headers else _NO_HEADERS
         if parent is None:
-            return make_event(
-                event_type, value, details.source, correlation_id, None, 0, details.key, headers, opaque
-            )
+            return make_event(event_type, value, details.source, correlation_id, None, 0, details.key, headers, opaque)
         node = self.descend(parent, event_type)
         event = make_event(
             *(event_type, value, details.source, correlation_id, parent.event_id, parent.hops + 1),
@@ -243,9 +250,13 @@ class Intake:
             set_cascade(parent, node)
         chain = [*node.chain(), event_type]
         if parent.hops >= self.max_hops:
-            raise CascadeError(f"{event_type!r} would be generation {parent.hops + 1} of max_hops={self.max_hops}", chain)
+            raise CascadeError(
+                f"{event_type!r} would be generation {parent.hops + 1} of max_hops={self.max_hops}", chain
+            )
         if node.count[0] >= self.max_cascade:
-            raise CascadeError(f"{event_type!r} would be one more than max_cascade={self.max_cascade:,} descendants", chain)
+            raise CascadeError(
+                f"{event_type!r} would be one more than max_cascade={self.max_cascade:,} descendants", chain
+            )
         node.count[0] += 1
         return Cascade(event_type, node, node.count)
 
@@ -254,7 +265,9 @@ def _check_details(event_type: str, details: Details) -> None:
     for name in ("key", "source", "event_id"):
         value = getattr(details, name)
         if value is not None and (not isinstance(value, str) or not value):
-            raise ValidationError(f"{name}={shown(value)} of {event_type!r} is not a non-empty string", event_type=event_type)
+            raise ValidationError(
+                f"{name}={shown(value)} of {event_type!r} is not a non-empty string", event_type=event_type
+            )
     if details.correlation_id is not None and not is_valid_correlation_id(details.correlation_id):
         raise ValidationError(
             f"correlation_id={shown(details.correlation_id)} of {event_type!r} is no id: use up to 128 letters, digits and '._:/+=-'",
@@ -262,7 +275,9 @@ def _check_details(event_type: str, details: Details) -> None:
         )
     headers = details.headers
     if headers and not all(isinstance(k, str) and isinstance(v, str) for k, v in headers.items()):
-        raise ValidationError(f"headers of {event_type!r} are not all text; convert them with str()", event_type=event_type)
+        raise ValidationError(
+            f"headers of {event_type!r} are not all text; convert them with str()", event_type=event_type
+        )
 
 
 def _is_flat(model: type[Payload]) -> bool:
@@ -272,7 +287,7 @@ def _is_flat(model: type[Payload]) -> bool:
     )
 
 
-def _is_atom(annotation: Any) -> bool:  # noqa: ANN401
+def _is_atom(annotation: Any) -> bool:
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         return all(_is_atom(part) for part in typing.get_args(annotation))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-
 from aperion._logs import logger as _log
 from aperion.deadletters import letter_from
 from aperion.delivery import Attempt, DeadLetter, FailureReason, Outcome, OutcomeState
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from aperion.metrics import BusMetrics
     from aperion.protocols import AuditSink
     from aperion.redaction import Redactor
-
 
 
 class Reporter:

@@ -8,14 +8,14 @@ import threading
 from collections import deque
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from aperion._logs import logger as _log
 from aperion._frozen import FrozenDict
+from aperion._logs import logger as _log
 from aperion._runtime.backlog import Backlog, Rerun
 from aperion._runtime.deadlines import Deadlines
 from aperion._runtime.driver import Suspended
@@ -657,9 +657,7 @@ class Runtime:
             await self.wait_settled()
         unfinished = await self._stop() if self.pending or self.system_pending else ()
         self.state = BusState.STOPPED
-        return DrainReport(
-            settled=self.counters.settled - settled, unfinished=unfinished, seconds=monotonic() - begun
-        )
+        return DrainReport(settled=self.counters.settled - settled, unfinished=unfinished, seconds=monotonic() - begun)
 
     def _turn_away(self) -> None:
         while self._waiting:

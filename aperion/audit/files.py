@@ -61,11 +61,6 @@ class LogFile:
         _write_all(self._fd, content)
 
     @property
-    def position(self) -> int:
-        """Where the last write ended."""
-        return os.lseek(self._fd, 0, os.SEEK_CUR)
-
-    @property
     def size(self) -> int:
         """How long the file is."""
         return os.fstat(self._fd).st_size
@@ -77,7 +72,7 @@ class LogFile:
     def moved(self) -> bool:
         """Tell whether another file, or none, has the path now."""
         try:
-            there = os.stat(self.path, follow_symlinks=False)
+            there = self.path.lstat()
         except FileNotFoundError:
             return True
         return (there.st_dev, there.st_ino) != self.identity

@@ -27,6 +27,8 @@ TOO_LARGE: Final = "[TOO_LARGE]"
 # asking one. No more than six digits in a row, since more may be the number of something.
 _PLAIN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Za-z][A-Za-z_.\-]{0,40}+[0-9]{0,6}").fullmatch
 _ODD = re.compile(r"[^ -~\n]+")
+_DELETE: Final = 0x7F
+"""ASCII, and yet no character that a terminal should get."""
 _DEEPEST = 200
 _LONGEST_NUMBER = 14_000
 """Bits; ``str`` refuses an integer of more than 4,300 digits, and ``hex`` does not."""
@@ -46,12 +48,12 @@ def ended(seq: int, event: Event[Any], outcome: Outcome, redactor: Redactor) -> 
     """Return the line for the end of a delivery, or of one attempt of it."""
     fields = _envelope(seq, "outcome", event, redactor)
     fields["subscription"] = outcome.subscription
-    if outcome.attempts:
-        fields["attempt"] = outcome.attempts[-1].number
+    attempts = outcome.attempts
+    if attempts:
+        fields["attempt"] = attempts[-1].number
     fields["state"] = outcome.state.value
-    fields["duration"] = round(outcome.duration, 9)
-    error = outcome.error
-    if error is not None:
+    fields["duration"] = round(attempts[0].duration if len(attempts) == 1 else outcome.duration, 9)
+    if attempts and (error := attempts[-1].error) is not None:
         fields["error_type"] = type(error).__name__
         fields["error"] = _redacted(_message, (redactor, error))
     return line(fields)
@@ -112,7 +114,7 @@ def line(fields: dict[str, Any]) -> bytes:
         text = orjson.dumps(fields, default=jsonable, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # an odd key, an integer beyond 64 bits, a class that has no JSON form
         text = _slowly(fields)
-    return text if text.isascii() and 0x7F not in text else _escaped(text)
+    return text if text.isascii() and _DELETE not in text else _escaped(text)
 
 
 def shrunk(text: bytes) -> bytes:
@@ -154,14 +156,16 @@ def _marker(value: object) -> str:
     return f"<{type(value).__name__}>"
 
 
-def _plain(value: Any, depth: int) -> Any:  # noqa: ANN401 - payloads are the user's
+def _plain(value: Any, depth: int) -> Any:
     """Return what ``json.dumps`` writes, whatever the value is."""
     if isinstance(value, str):
         return _text(value)
     if value is None or isinstance(value, bool | int | float):
         return _number(value)
-    if depth > _DEEPEST:
-        return _marker(value)
+    return _marker(value) if depth > _DEEPEST else _composed(value, depth)
+
+
+def _composed(value: Any, depth: int) -> Any:
     if isinstance(value, dict):
         return _mapping(value, depth)
     if isinstance(value, list | tuple | set | frozenset):

@@ -13,6 +13,7 @@ import mmap
 import os
 import struct
 import sys
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -56,7 +57,7 @@ def lock(path: Path, log: Path) -> int:
     """Open the ring's file, or create it, and keep every other process out of it.
 
     Raises:
-        AuditUnavailable: when another process has it, or it is no regular file.
+        AuditUnavailable: when another process has it.
         OSError: when it cannot be opened.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -69,7 +70,7 @@ def lock(path: Path, log: Path) -> int:
         except BlockingIOError:
             owner = _header(fd)[_AT_PID]
             os.close(fd)
-            raise AuditUnavailable(log, f"process {owner} is writing it; each process needs a log of its own") from None
+            raise AuditUnavailable(log, f"process {owner} writes it; each process needs a log of its own") from None
         except BaseException:
             os.close(fd)
             raise
@@ -79,7 +80,7 @@ def lock(path: Path, log: Path) -> int:
 def same_file(fd: int, path: Path) -> bool:
     """Tell whether a path still leads to an open file."""
     try:
-        there = os.stat(path, follow_symlinks=False)
+        there = path.lstat()
     except FileNotFoundError:
         return False
     return os.path.samestat(there, os.fstat(fd))
@@ -96,7 +97,7 @@ def leftover(fd: int, path: Path, log: Path) -> Leftover | None:
         return None
     head, tail, capacity = words[_AT_HEAD], words[_AT_TAIL], words[_AT_CAPACITY]
     if (words[_AT_MAGIC], words[_AT_VERSION]) != (_MAGIC, _VERSION):
-        raise AuditUnavailable(log, f"{path} is not a ring of this version of aperion; move it away, or give the log another path")
+        raise AuditUnavailable(log, f"{path} is no ring of this version of aperion; move it away, or use another path")
     if size != HEADER + capacity or not 0 <= head - tail <= capacity:
         raise AuditUnavailable(log, f"the ring {path} is damaged; move it away, what it holds can be read as text")
     identity = (words[_AT_DEVICE], words[_AT_INODE]) if words[_AT_INODE] else None
@@ -137,7 +138,7 @@ class Ring:
     # The mapping is replaced by the thread that puts, while nothing is in the ring.
     __slots__ = (
         *("_fd", "_map", "_spare", "_words", "beyond", "capacity", "head", "log", "mark", "origin"),
-        *("path", "tail", "written"),
+        *("_swap", "path", "tail", "written"),
     )
 
     def __init__(self, path: Path, fd: int, capacity: int, log: Identity, size: int) -> None:
@@ -150,6 +151,7 @@ class Ring:
         self.origin = size
         self._fd = fd
         self._spare: tuple[int, mmap.mmap] | None = None
+        self._swap = threading.Lock()
         self._map = _mapped(fd, path, capacity)
         self._words = self._begun()
 
@@ -188,17 +190,14 @@ class Ring:
         """Count the lines that are not in the log, or only in part."""
         return sum(bytes(piece).count(b"\n") for piece in self.pending(self.capacity))
 
-    def advance(self, size: int, position: int) -> None:
-        """Give back the room of the lines that are in the log now, where the last write ended at a position.
+    def advance(self, size: int) -> None:
+        """Give back the room of the lines that are in the log now.
 
         The tail stays in front of a line that was written in part: the log may be another file before
         the rest follows, and then the line is written there as a whole.
         """
         self.written += size
         tail = self.written if self.written == self.head else self._last_line_end()
-        if position != self.origin + self.written:  # somebody else appended, or cut the file
-            self.origin = position - self.written
-            self._words[_AT_ORIGIN] = self.origin % _WRAP
         self._words[_AT_TAIL] = tail
         self.tail = tail
 
@@ -227,27 +226,29 @@ class Ring:
 
     def moved(self) -> bool:
         """Tell whether the file was moved or removed, so that the next start would not find it."""
-        return not same_file(self._fd if self._spare is None else self._spare[0], self.path)
-
-    def prepare(self, fd: int) -> None:
-        """Map another file, locked, for the thread that puts to go over to."""
         spare = self._spare
-        self._spare = (fd, _mapped(fd, self.path, self.capacity))
-        if spare is not None:
-            os.close(spare[0])
+        return not same_file(self._fd if spare is None else spare[0], self.path)
 
     @property
     def is_renewable(self) -> bool:
         """Whether another file is prepared."""
         return self._spare is not None
 
+    def prepare(self, fd: int) -> None:
+        """Map another file, locked, for the thread that puts to go over to."""
+        mapped = _mapped(fd, self.path, self.capacity)
+        with self._swap:
+            spare, self._spare = self._spare, (fd, mapped)
+        if spare is not None:
+            os.close(spare[0])
+
     def renew(self) -> bool:
         """Go over to the file that was prepared, if this one is empty; by the thread that puts."""
-        if self._spare is None or self.head != self.tail:
-            return False
-        fd, self._fd = self._fd, self._spare[0]
-        self._map, self._spare = self._spare[1], None
-        self._words = self._begun()
+        with self._swap:
+            if self._spare is None or self.head != self.tail:
+                return False
+            fd, (self._fd, self._map), self._spare = self._fd, self._spare, None
+            self._words = self._begun()
         os.close(fd)
         return True
 
@@ -268,7 +269,13 @@ class Ring:
             self.path.unlink()
 
     def close(self) -> None:
-        """Let go of the file; the mapping goes with the last reference to it."""
+        """Let go of the memory and the file."""
+        self._words.release()
+        self._map.close()
+        self.close_files()
+
+    def close_files(self) -> None:
+        """Let go of the file, and with it of the lock."""
         os.close(self._fd)
         if self._spare is not None:
             os.close(self._spare[0])

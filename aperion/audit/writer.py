@@ -23,10 +23,12 @@ _LONGEST: Final = 1.0
 _AWAKE: Final = 0.05
 """A pause longer than this is ended by whoever puts a line; a shorter one is worth no call."""
 _RETRY_FIRST: Final = 0.1
-_BATCHES: Final = 4
+_BATCHES: Final = 8
 """How many fill the ring; the room of one is given back while the next is written."""
-_PATIENCE: Final = 0.005
+_PATIENCE: Final = 0.02
 """Seconds that a full ring may hold up the loop, once until the writer gets on: it may only lack its turn."""
+_LOOK: Final = 0.25
+"""Seconds between two looks at what has become of the files."""
 _STALLED: Final = 10.0
 
 
@@ -41,7 +43,7 @@ class Writer:
 
     # Mutable: failure, failures, bytes_written by the thread; _tried by the loop; _stopping once.
     __slots__ = (
-        *("_batch", "_file", "_path", "_ring", "_stopping", "_thread", "_tried", "_wake"),
+        *("_batch", "_file", "_look_at", "_path", "_ring", "_stopping", "_thread", "_tried", "_wake"),
         *("bytes_written", "failure", "failures"),
     )
 
@@ -53,6 +55,7 @@ class Writer:
         self._file = file
         self._path = path
         self._batch = ring.capacity // _BATCHES
+        self._look_at = 0.0
         self._tried = -1
         self._stopping = False
         self._wake = threading.Event()
@@ -85,12 +88,11 @@ class Writer:
         ring = self._ring
         deadline = 0.0 if self._tried == ring.tail else time.monotonic() + _PATIENCE
         while end - ring.tail > ring.capacity:
-            if time.monotonic() > deadline:
+            if self.failure is not None or time.monotonic() > deadline:
                 self._tried = ring.tail
-                raise AuditUnavailable(
-                    self._path, f"the buffer of {ring.capacity:,} bytes is full, and the disk does not keep up"
-                )
-            time.sleep(_PATIENCE / 10)
+                full = f"the buffer of {ring.capacity:,} bytes is full, and the disk does not keep up"
+                raise AuditUnavailable(self._path, self.failure or full)
+            time.sleep(_SHORTEST / 4)
 
     # On the thread of the writer
 
@@ -103,9 +105,12 @@ class Writer:
                 break
             pause = self._next_pause(pause, moved=moved)
             self._set_mark(pause)
-            if not stopping:
+            if not stopping and not self._is_behind():
                 self._wake.wait(pause)
                 self._wake.clear()
+
+    def _is_behind(self) -> bool:
+        return self.failure is None and self._ring.head - self._ring.written > self._batch
 
     def _next_pause(self, pause: float, *, moved: bool) -> float:
         if self.failure is not None:
@@ -122,13 +127,15 @@ class Writer:
     def _pass(self) -> bool:
         """Bring over what there is, one batch; tell whether there was anything."""
         try:
-            self._follow_file()
+            if time.monotonic() >= self._look_at:
+                self._look_after_files()
             moved = self._move_batch()
-            self._follow_ring()
         except AuditUnavailable as error:
             self._failed(error.reason)
         except OSError as error:
             self._failed(reason_of(error))
+        except Exception as error:  # noqa: BLE001 - without its thread the log would fill up and never say why
+            self._failed(f"{type(error).__name__}: {error}")
         else:
             self.failure = None
             return moved
@@ -138,25 +145,33 @@ class Writer:
         self.failure = reason
         self.failures += 1
         self._ring.mark = -1
+        self._look_at = 0.0
 
     def _move_batch(self) -> bool:
         pieces = self._ring.pending(self._batch)
         if not pieces:
             return False
         size = self._file.write(pieces)
-        self._ring.advance(size, self._file.position)
+        self._ring.advance(size)
         self.bytes_written += size
         return True
 
+    def _look_after_files(self) -> None:
+        """See that both files are where they were, now and then: each call lets go of the interpreter."""
+        self._follow_file()
+        self._follow_ring()
+        self._look_at = time.monotonic() + _LOOK
+
     def _follow_file(self) -> None:
         """Go on in a new file where the log was moved or removed: what is appended to the old one, nobody finds."""
-        file = self._file
+        file, ring = self._file, self._ring
         if file.moved():
             file.reopen()
             file.mend()
             file.note({"continued": "the file before was moved or removed"})
-        if file.identity != self._ring.log:
-            self._ring.aim(file.identity, file.size)
+        if file.identity != ring.log or file.size != ring.origin + ring.written:  # or somebody appended, or cut it
+            file.mend()
+            ring.aim(file.identity, file.size)
 
     def _follow_ring(self) -> None:
         """Prepare a new ring where its file was moved or removed; the loop goes over to it when this one is empty.
@@ -170,6 +185,7 @@ class Writer:
         fd = lock(ring.path, self._path)
         try:
             recover(ring.path, fd, self._file)
+            ring.aim(self._file.identity, self._file.size)  # a line in two halves was mended, and comes anew
             ring.prepare(fd)
         except BaseException:
             os.close(fd)
@@ -183,6 +199,7 @@ class Writer:
         Called from a thread that may wait. A disk that stands still is given up after ten seconds; the
         thread then lives on.
         """
+        self._look_at = 0.0
         self._stopping = True
         written = -1
         while self._thread.is_alive() and written != self.bytes_written:

@@ -66,7 +66,7 @@ def aperion(*, version: _Version = False, debug: _Debug = False) -> None:
 
 
 @command.command(short_help="Emit the events of a file, and sum up.")
-def replay(  # noqa: PLR0913 - one parameter for each option
+def replay(
     file: _File,
     *,
     app: _AppPath,

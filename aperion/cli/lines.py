@@ -7,7 +7,6 @@ import io
 import os
 import queue
 import stat
-import sys
 import threading
 import zlib
 from contextlib import closing, suppress

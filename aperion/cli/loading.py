@@ -62,7 +62,7 @@ def _parts(path: str) -> tuple[str, str]:
     return module, attribute
 
 
-def _module(name: str) -> Any:  # noqa: ANN401 - a module of the user's
+def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -91,7 +91,7 @@ def _siblings(parent: str) -> set[str]:
     return folders | {module.name for module in pkgutil.iter_modules([str(here)])}
 
 
-def _attribute(module: Any, path: str) -> Any:  # noqa: ANN401
+def _attribute(module: Any, path: str) -> Any:
     value, name = module, module.__name__
     for part in path.split("."):
         try:
@@ -115,7 +115,7 @@ def _choices(apps: Iterable[str]) -> str:
     return f"the applications there are {names}" if names else "there is no App and no EventBus in it"
 
 
-def _made(factory: Any, path: str) -> Any:  # noqa: ANN401
+def _made(factory: Any, path: str) -> Any:
     try:
         inspect.signature(factory).bind()
     except (TypeError, ValueError) as error:

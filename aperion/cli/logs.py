@@ -27,7 +27,7 @@ def log_others_to_stderr() -> None:
     _configure(_to_stderr if DEBUG in sys.argv else _others_to_stderr)
 
 
-def _configure(factory: Any) -> None:  # noqa: ANN401 - whatever structlog takes
+def _configure(factory: Any) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

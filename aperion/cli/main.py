@@ -43,7 +43,7 @@ def _code() -> int:
 
 def _run() -> int:
     try:
-        from aperion.cli.commands import command  # noqa: PLC0415 - typer may be missing
+        from aperion.cli.commands import command
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _PACKAGES:
             raise
@@ -54,7 +54,7 @@ def _run() -> int:
 
 
 def _explained(error: BaseException) -> int:
-    from aperion.cli import screen  # noqa: PLC0415 - rich may be missing, but then we are not here
+    from aperion.cli import screen
 
     if screen.DEBUG in sys.argv:
         traceback.print_exception(error)
@@ -75,7 +75,7 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _nowhere() -> io.TextIOWrapper:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - open as long as the process
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - open as long as the process
 
 
 def _detach_stdout() -> None:

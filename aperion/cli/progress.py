@@ -84,7 +84,7 @@ class Reporter:
         if DEBUG in sys.argv:
             self._console.print("".join(traceback.format_exception(error)), soft_wrap=True)
 
-    def _update(self, events: int, **changes: Any) -> None:  # noqa: ANN401 - what Progress.update takes
+    def _update(self, events: int, **changes: Any) -> None:
         rate = events / max(time.monotonic() - self._start, _EVERY)
         self._progress.update(self._task, events=events, rate=rate, **changes)
 

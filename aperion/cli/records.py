@@ -74,7 +74,7 @@ def _object(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _typed(fields: Mapping[str, Any], name: str, kind: type, wanted: str) -> Any:  # noqa: ANN401
+def _typed(fields: Mapping[str, Any], name: str, kind: type, wanted: str) -> Any:
     value = fields[name]
     if not isinstance(value, kind):
         raise ValidationError(f"{name!r} is {_kind(value)}, and must be {wanted}", fields=(name,))

@@ -35,7 +35,7 @@ def run_reloading(app_path: str) -> int:
 
 def _changes() -> Iterator[object]:
     try:
-        from watchfiles import PythonFilter, watch  # noqa: PLC0415 - may be missing
+        from watchfiles import PythonFilter, watch
     except ModuleNotFoundError:
         raise ApplicationError('--reload needs the package watchfiles; run: pip install "aperion-bus[cli]"') from None
     logging.getLogger("watchfiles").addHandler(logging.NullHandler())  # it announces each Ctrl-C

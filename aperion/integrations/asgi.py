@@ -40,7 +40,7 @@ class HasState(Protocol):
     """What ``lifespan`` needs of an application; FastAPI and Starlette have it."""
 
     @property
-    def state(self) -> Any:  # noqa: ANN401 - a bag of attributes
+    def state(self) -> Any:
         """Where an application keeps what it shares."""
 
 
@@ -139,8 +139,7 @@ def lifespan(bus: EventBus | App, inner: Inner | None = None) -> Lifespan:
     event_bus = bus.bus if isinstance(bus, App) else bus
     if not isinstance(event_bus, EventBus):
         raise ConfigurationError(
-            f"lifespan() takes an EventBus or an aperion.App, not {shown(bus)}; "
-            "write FastAPI(lifespan=lifespan(bus))"
+            f"lifespan() takes an EventBus or an aperion.App, not {shown(bus)}; write FastAPI(lifespan=lifespan(bus))"
         )
     within = _nothing if inner is None else _checked(inner)
 

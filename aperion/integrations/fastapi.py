@@ -22,8 +22,7 @@ try:
     from fastapi.requests import HTTPConnection  # noqa: TC002 - FastAPI reads the annotation
 except ImportError as error:
     raise ImportError(
-        "aperion.integrations.fastapi needs FastAPI, which cannot be imported; "
-        'run: pip install "aperion-bus[fastapi]"'
+        'aperion.integrations.fastapi needs FastAPI, which cannot be imported; run: pip install "aperion-bus[fastapi]"'
     ) from error
 
 __all__ = ["BusDep", "CorrelationMiddleware", "get_bus", "lifespan"]

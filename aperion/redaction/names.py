@@ -52,7 +52,7 @@ class View(Protocol):
     plain: dict[Any, str]
     """Names that ask for nothing, and how each is written: the fast way through a mapping."""
 
-    def verdict(self, key: Any) -> Verdict:  # noqa: ANN401 - keys are the user's
+    def verdict(self, key: Any) -> Verdict:
         """Return what happens to the value under a key."""
 
 
@@ -68,7 +68,7 @@ class KeyView:
         self._hides = hides
         self._scrub = scrub
 
-    def verdict(self, key: Any) -> Verdict:  # noqa: ANN401
+    def verdict(self, key: Any) -> Verdict:
         """Return what happens to the value under a key of any type."""
         name = key_text(key)
         if name is None:
@@ -105,7 +105,7 @@ class FieldView:
         self.names = tuple(self._verdicts)
         self.plain: dict[Any, str] = {n: n for n, v in self._verdicts.items() if v.role is Role.PLAIN}
 
-    def verdict(self, key: Any) -> Verdict:  # noqa: ANN401
+    def verdict(self, key: Any) -> Verdict:
         """Return what happens to a field; what is no field is not shown."""
         return self._verdicts.get(key) or Verdict(key, Role.ABSENT)
 
@@ -121,7 +121,7 @@ def _field_verdict(names: tuple[str, ...], marker: Sensitive | Public | None, hi
     return Verdict(name, Role.HELD if name.casefold() in _HELD else Role.PLAIN)
 
 
-def key_text(key: Any) -> str | None:  # noqa: ANN401
+def key_text(key: Any) -> str | None:
     """Return a key as text, without calling code of the user's; None where JSON takes it as it is."""
     if isinstance(key, Enum):
         key = key.value if isinstance(key.value, str) else key.name
@@ -132,7 +132,7 @@ def key_text(key: Any) -> str | None:  # noqa: ANN401
     return _odd_key(key)
 
 
-def _odd_key(key: Any) -> str:  # noqa: ANN401
+def _odd_key(key: Any) -> str:
     if isinstance(key, bytes):
         return key.decode(errors="backslashreplace")
     if isinstance(key, tuple):

@@ -16,9 +16,7 @@ _URL = re.compile(r"""://[^\s"'<>`]*+""")
 _USERINFO_END = re.compile(r"[/?#]")
 _PORT = re.compile(r"\d{0,5}(?:[/?#,]|\Z)")
 
-_SCHEME = re.compile(
-    r"\b(?P<before>(?:(?:bearer|basic)[ \t]{1,8}+){1,4}+)(?P<token>[\w.~+/=\-]++)", re.IGNORECASE
-)
+_SCHEME = re.compile(r"\b(?P<before>(?:(?:bearer|basic)[ \t]{1,8}+){1,4}+)(?P<token>[\w.~+/=\-]++)", re.IGNORECASE)
 _PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*[.\-]?")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-]{6,}={0,2}")
 _MIXED: Final = (re.compile(r"[a-z]"), re.compile(r"[A-Z]"), re.compile(r"[0-9]"))

@@ -79,7 +79,7 @@ class Walk:
         self._left = rules.limits.nodes
         self._parents: list[int] = []
 
-    def value(self, value: Any) -> object:  # noqa: ANN401 - values are the user's
+    def value(self, value: Any) -> object:
         """Return the redacted copy of any value."""
         kind = type(value)
         if kind is str:
@@ -88,7 +88,7 @@ class Walk:
             return value
         return self._read(value)
 
-    def _read(self, value: Any) -> object:  # noqa: ANN401
+    def _read(self, value: Any) -> object:
         if id(value) in self._parents:
             return CYCLE
         self._parents.append(id(value))
@@ -108,14 +108,14 @@ class Walk:
         self._left -= size
         return SIZE if self._left < 0 else None
 
-    def mapping(self, value: Any) -> object:  # noqa: ANN401
+    def mapping(self, value: Any) -> object:
         """Copy a mapping, deciding by its keys."""
         if isinstance(value, dict):
             return self._entries(dict.items(value), len(value), self._rules.names)
         pairs = list(islice(value.items(), self._bound()))
         return self._entries(pairs, len(pairs), self._rules.names)
 
-    def items(self, value: Any) -> object:  # noqa: ANN401
+    def items(self, value: Any) -> object:
         """Copy anything like a list, and a pair as what it may be: a name and its value."""
         values = list(islice(value, self._bound()))
         refusal = self._refusal(len(values))
@@ -140,18 +140,18 @@ class Walk:
         shown = self.model(value)
         return shown["root"] if isinstance(shown, dict) else shown
 
-    def record(self, value: Any) -> object:  # noqa: ANN401
+    def record(self, value: Any) -> object:
         """Copy a dataclass by its fields."""
         view = self._rules.fields(type(value))
         pairs = [(name, getattr(value, name)) for name in view.names if hasattr(value, name)]
         return self._entries(pairs, len(pairs), view)
 
-    def named_tuple(self, value: Any) -> object:  # noqa: ANN401
+    def named_tuple(self, value: Any) -> object:
         """Copy a named tuple by its fields."""
         pairs = list(zip(value._fields, tuple(value), strict=True))
         return self._entries(pairs, len(pairs), self._rules.fields(type(value)))
 
-    def text(self, value: Any) -> object:  # noqa: ANN401
+    def text(self, value: Any) -> object:
         """Copy text in a class of its own as plain text."""
         return self._rules.scrub(str.__str__(value))
 
@@ -164,7 +164,7 @@ class Walk:
         text = str(value)
         return value if (clean := self._rules.scrub(text)) == text else clean
 
-    def binary(self, value: Any) -> object:  # noqa: ANN401
+    def binary(self, value: Any) -> object:
         """Keep bytes, unless read as text they have something to hide."""
         text = bytes(value).decode("latin-1")
         return self._rules.scrub(text).encode("latin-1", "replace")
@@ -192,13 +192,13 @@ class Walk:
                 copy[name] = value if kind in _ATOMS else self.value(value)
         return copy
 
-    def _decided(self, verdict: Verdict, value: Any, pairs: Pairs) -> object:  # noqa: ANN401
+    def _decided(self, verdict: Verdict, value: Any, pairs: Pairs) -> object:
         role = verdict.role
         if role is Role.HIDDEN or (role is Role.HELD and self._sibling_names_secret(pairs)):
             return _hidden(value, verdict.marker)
         return self._in_public(value) if role is Role.PUBLIC else self.value(value)
 
-    def _in_public(self, value: Any) -> object:  # noqa: ANN401
+    def _in_public(self, value: Any) -> object:
         rules, self._rules = self._rules, self._rules.public
         try:
             return self.value(value)
@@ -222,7 +222,7 @@ def _hidden(value: object, marker: str) -> str | None:
     return None if value is None else marker
 
 
-def _unused(name: Any, taken: dict[Any, object]) -> Any:  # noqa: ANN401
+def _unused(name: Any, taken: dict[Any, object]) -> Any:
     """Return a name that no entry has yet: two keys may become the same text."""
     free, number = name, len(taken)
     while free in taken:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 import anyio
 
-from aperion.events import Event, Payload
 from aperion.naming import RESERVED_DOMAIN
 from aperion.patterns import check_pattern, matches
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from aperion.bus import EventBus
     from aperion.delivery import Filter, Outcomes, Receipt
+    from aperion.events import Event, Payload
     from aperion.router import M
 
 
@@ -95,7 +95,9 @@ class Recorder:
             await self.bus.wait_settled()
             return
         left = [f"{r.event.event_type} {r.event_id}{_waiting_for(r)}" for r in self.receipts if not r.is_settled]
-        raise TimeoutError(f"still in flight after {timeout:g} s: {'; '.join(left) or 'events from before the recording'}")
+        raise TimeoutError(
+            f"still in flight after {timeout:g} s: {'; '.join(left) or 'events from before the recording'}"
+        )
 
     def clear(self) -> None:
         """Forget what was recorded so far."""

@@ -33,7 +33,7 @@ class Dice:
     """Chance that is the same in every version of Python: only ``random()`` is promised to be."""
 
     def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - guards nothing
+        self._random = random.Random(seed)
 
     def below(self, limit: int) -> int:
         """Return a number from 0 to below the limit."""
