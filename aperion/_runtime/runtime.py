@@ -489,8 +489,6 @@ class Runtime:
 
     def settle(self, receipt: Receipt) -> None:
         """Give back what an event held, and tell who waits for it. Happens once an event."""
-        if receipt._done:
-            return
         receipt._done = True
         counters = self.counters
         counters.deliveries += len(receipt.results)
