@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from benchmarks.scenarios import Scenario
 
 SHOWN = ("dispatch", "emit", "audit", "redact_private", "latency")
-WIDTH, LEFT, RIGHT, BAR, GAP, TITLE = 760, 110, 90, 18, 6, 46
+WIDTH, LEFT, RIGHT, BAR, GAP, TITLE = 760, 110, 110, 18, 6, 46
 STYLE = """
   text { font: 13px system-ui, -apple-system, 'Segoe UI', sans-serif; fill: #24292f }
   .title { font-weight: 600 }

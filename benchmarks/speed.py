@@ -57,7 +57,9 @@ def dispatching(
         with _log(wanted=audit) as log:
             wiring = Wiring(handlers=made, audit=log, **options)
             async with peer.connect(wiring) as driver:
-                return await in_turns(driver.require_dispatch(), bare_loop(wiring), scale.seconds)
+                # A log writer that lags behind needs longer turns, or its pauses would weigh too much.
+                seconds = scale.seconds * (3 if audit else 1)
+                return await in_turns(driver.require_dispatch(), bare_loop(wiring), seconds, settle=driver.settle)
 
     return measure
 

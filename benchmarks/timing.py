@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
 from statistics import median
 from time import perf_counter_ns
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from benchmarks.wiring import Batch
 
 TURNS = 5
+
+Settle = Callable[[], Awaitable[None]]
 
 
 @contextmanager
@@ -27,10 +30,12 @@ def steady_collector() -> Iterator[None]:
         gc.unfreeze()
 
 
-async def elapsed(batch: Batch, count: int) -> int:
-    """Return how many nanoseconds a batch of ``count`` takes."""
+async def elapsed(batch: Batch, count: int, settle: Settle | None = None) -> int:
+    """Return how many nanoseconds a batch of ``count`` takes, what it leaves to settle included."""
     started = perf_counter_ns()
     await batch(count)
+    if settle is not None:
+        await settle()
     return perf_counter_ns() - started
 
 
@@ -42,19 +47,23 @@ async def calibrated(batch: Batch, seconds: float) -> int:
     return max(1, round(count * wanted / spent))
 
 
-async def in_turns(batch: Batch, bare: Batch, seconds: float, *, per: int = 1) -> dict[str, float]:
+async def in_turns(
+    batch: Batch, bare: Batch, seconds: float, *, per: int = 1, settle: Settle | None = None
+) -> dict[str, float]:
     """Measure both in turns and return nanoseconds for one of ``per``, and the ratio.
 
     A batch that takes longer than ``seconds`` runs once only.
     """
     share = seconds / TURNS
     count, bare_count = await calibrated(batch, share), await calibrated(bare, share)
+    if settle is not None:
+        await settle()
     turns: list[tuple[float, float]] = []
     spent = 0
     with steady_collector():
         while len(turns) < TURNS and spent < seconds * 1e9 * 2:
             bare_ns = await elapsed(bare, bare_count) / bare_count / per
-            spent += (took := await elapsed(batch, count))
+            spent += (took := await elapsed(batch, count, settle))
             turns.append((took / count / per, bare_ns))
     return {
         "ns": median(ns for ns, _ in turns),

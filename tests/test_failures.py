@@ -726,6 +726,32 @@ async def test_no_retry_starts_after_the_drain_began() -> None:
     assert [letter.reason for letter in bus.dead_letters.list()] == [FailureReason.HANDLER_ERROR]
 
 
+async def test_a_handler_that_fails_while_the_bus_drains_is_not_retried() -> None:
+    """It was in flight when the drain began; waiting for its retry would hold the drain up."""
+    gate = anyio.Event()
+    calls = 0
+    async with EventBus() as bus:
+
+        @bus.on("chat.sent", retry=Retry(attempts=5, wait_initial=0.01))
+        async def fails(event: Event) -> None:
+            nonlocal calls
+            calls += 1
+            await gate.wait()
+            raise ValueError
+
+        await bus.emit("chat.sent", {})
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                group.start_soon(bus.drain)
+                while bus.stats().state != "draining":
+                    await anyio.sleep(0)
+                gate.set()
+
+        assert bus.stats().retries == 0
+        assert [letter.attempts for letter in bus.dead_letters.list()] == [1]
+    assert calls == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [

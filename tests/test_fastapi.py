@@ -1015,3 +1015,32 @@ def test_a_server_that_stops_drains_the_bus() -> None:
     assert sorted(done) == [0, 1, 2, 3, 4]
     assert bus.last_drain is not None
     assert bus.last_drain.ok
+
+
+def test_retries_run_under_a_server_while_other_handlers_run() -> None:
+    """Rule 4: what a timer starts finds its worker under a server too, which runs its loop without anyio."""
+    bus, attempts = EventBus(), list[int]()
+    app = shop(bus)
+
+    @bus.on("cart.opened", retry=aperion.Retry(attempts=2, wait_initial=0.01))
+    async def flaky(event: Event) -> None:
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            raise ConnectionError
+
+    @bus.on("cart.closed")
+    async def slow(event: Event) -> None:
+        await anyio.sleep(0.2)
+
+    @app.get("/")
+    async def endpoint(bus: BusDep) -> bool:
+        receipt = await bus.emit("cart.opened", {})
+        await bus.emit("cart.closed", {})
+        with anyio.fail_after(5):
+            return (await receipt.settled()).ok
+
+    with served(app) as url:
+        response = httpx.get(url, timeout=20)
+
+    assert response.json() is True
+    assert attempts == [0, 1]

@@ -85,7 +85,7 @@ class AuditLog:
         buffer_bytes: size of the ring, 64 KiB or more.
 
     Raises:
-        ConfigurationError: for a buffer that is too small.
+        ConfigurationError: for a path without a file name, or a buffer that is too small.
     """
 
     # Mutable: which of these the log is open with, and the number of the last record.
@@ -100,6 +100,8 @@ class AuditLog:
         if not isinstance(buffer_bytes, int) or buffer_bytes < _SMALLEST:
             raise ConfigurationError(f"buffer_bytes={buffer_bytes!r} is too small; pass {_SMALLEST:,} or more")
         self.path = Path(path)
+        if not self.path.name:
+            raise ConfigurationError(f"{os.fspath(path)!r} is no path of a file; pass one such as 'events.jsonl'")
         self._redactor = redactor if redactor is not None else Redactor()
         self._has_own_redactor = redactor is not None
         self._buffer = buffer_bytes

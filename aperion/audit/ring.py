@@ -68,9 +68,10 @@ def lock(path: Path, log: Path) -> int:
             if same_file(fd, path):
                 return fd
         except BlockingIOError:
-            owner = _header(fd)[_AT_PID]
+            pid = _header(fd)[_AT_PID]
             os.close(fd)
-            raise AuditUnavailable(log, f"process {owner} writes it; each process needs a log of its own") from None
+            owner = f"process {pid}" if pid else "another process"
+            raise AuditUnavailable(log, f"{owner} writes it; each process needs a log of its own") from None
         except BaseException:
             os.close(fd)
             raise

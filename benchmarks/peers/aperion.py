@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from benchmarks.wiring import About, Driver, Form, Peer, Waits, Wiring
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+POLL = 0.0005  # seconds between two looks at what the log's writer has left to do
 
 
 class Small(aperion.Payload, type="bench.load"):
@@ -49,10 +52,8 @@ class Person(aperion.Payload, type="bench.person"):
 MODELS: dict[str, type[aperion.Payload]] = {"Small": Small, "Order": Order, "Person": Person}
 
 
-def _open(wiring: Wiring) -> aperion.EventBus:
-    redactor = aperion.Redactor() if wiring.redact else aperion.Redactor(enabled=False)
-    audit = aperion.AuditLog(wiring.audit, redactor=redactor) if wiring.audit else None
-    bus = aperion.EventBus(audit=audit, redactor=redactor)
+def _open(wiring: Wiring, audit: aperion.AuditLog | None) -> aperion.EventBus:
+    bus = aperion.EventBus(audit=audit, redactor=aperion.Redactor(enabled=wiring.redact))
     for handler in wiring.handlers:
         bus.subscribe(handler, MODELS[wiring.load.model])
     for number in range(wiring.strangers):
@@ -63,7 +64,8 @@ def _open(wiring: Wiring) -> aperion.EventBus:
 @asynccontextmanager
 async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     """Yield a running bus with its defaults."""
-    bus = _open(wiring)
+    audit = aperion.AuditLog(wiring.audit) if wiring.audit else None
+    bus = _open(wiring, audit)
     model, fields = MODELS[wiring.load.model], wiring.load.fields
     ready, event_type = model(**fields), model.event_type
 
@@ -83,9 +85,13 @@ async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
         for _ in range(count):
             await bus.emit(model(**fields))
 
+    async def settle() -> None:
+        while audit is not None and audit.stats().buffered_bytes:
+            await asyncio.sleep(POLL)
+
     ways = {Form.FRESH: dispatch, Form.READY: dispatch_ready, Form.MAPPING: dispatch_mapping}
     async with bus:
-        yield Driver(dispatch=ways[wiring.form], emit=emit, drain=bus.wait_settled)
+        yield Driver(dispatch=ways[wiring.form], emit=emit, drain=bus.wait_settled, settle=settle)
 
 
 PEER = Peer(

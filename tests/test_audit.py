@@ -1,0 +1,1087 @@
+"""The audit log: every record once and in order, whatever happens to the process, the disk or the files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import aperion
+from aperion.audit import AuditLog
+from aperion.audit import record as records
+from aperion.audit.files import LogFile
+from aperion.audit.ring import HEADER, Ring, lock
+from aperion.audit.writer import Writer
+from aperion.delivery import Attempt, Outcome, OutcomeState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+pytestmark = pytest.mark.anyio
+
+SMALL = 1 << 16
+
+
+class OrderPlaced(aperion.Payload, type="audit_order.placed"):
+    """What most of these tests record."""
+
+    order: str
+    email: Annotated[str, aperion.Sensitive("email")] = "ada@example.com"
+    count: int = 1
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "events.jsonl"
+
+
+@contextlib.asynccontextmanager
+async def open_log(path: Path, **options: Any) -> AsyncIterator[AuditLog]:
+    log = AuditLog(path, **options)
+    with anyio.fail_after(20):
+        await log.start()
+        try:
+            yield log
+        finally:
+            await log.aclose()
+
+
+def placed(order: str = "order-1", **fields: Any) -> aperion.Event[Any]:
+    return aperion.Event("audit_order.placed", OrderPlaced(order=order), **fields)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a log; fails for a line that is torn, empty, or not plain ASCII."""
+    content = path.read_bytes()
+    assert content.isascii()
+    assert content == b"" or content.endswith(b"\n")
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def orders(path: Path) -> list[str]:
+    return [line["payload"]["order"] for line in read(path) if line["kind"] == "accepted"]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread brings about; the caller bounds it."""
+    while not condition():
+        await anyio.sleep(0.005)
+
+
+async def refused(log: AuditLog, event: aperion.Event[Any]) -> aperion.AuditUnavailable:
+    """Record until the log refuses."""
+    while True:
+        try:
+            log.accepted(event)
+        except aperion.AuditUnavailable as error:
+            return error
+        await anyio.sleep(0.005)
+
+
+async def run_in_child(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+    with anyio.fail_after(60):
+        done = await anyio.run_process(command, check=False, env=child_environment())
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def child_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(aperion.__file__).parents[1])}
+
+
+# What a line says
+
+
+async def test_an_accepted_event_is_one_line_with_its_envelope_and_its_redacted_payload(path: Path) -> None:
+    event = placed(source="web", key="order-1", correlation_id="req-7", causation_id="cause-1", hops=2)
+    before = time.time_ns()
+
+    async with open_log(path) as log:
+        log.accepted(event)
+
+    [line] = read(path)
+    assert before <= line.pop("time") <= time.time_ns()
+    assert line == {
+        "seq": 1,
+        "kind": "accepted",
+        "event_id": event.event_id,
+        "type": "audit_order.placed",
+        "key": "order-1",
+        "source": "web",
+        "correlation_id": "req-7",
+        "causation_id": "cause-1",
+        "hops": 2,
+        "payload": {"order": "order-1", "email": "[REDACTED_EMAIL]", "count": 1},
+    }
+
+
+async def test_what_an_event_does_not_have_is_left_out(path: Path) -> None:
+    async with open_log(path) as log:
+        log.accepted(placed())
+
+    [line] = read(path)
+    assert not {"key", "source", "causation_id", "headers"} & line.keys()
+
+
+async def test_an_outcome_tells_who_how_often_how_long_and_why_not(path: Path) -> None:
+    event, error = placed(), ValueError("password=hunter2")
+    failed = Outcome("shop.pay", OutcomeState.FAILED, (Attempt(2, OutcomeState.FAILED, 0.25, error),))
+
+    async with open_log(path) as log:
+        log.ended(event, failed)
+        log.ended(event, Outcome("shop.call", OutcomeState.SKIPPED))
+
+    first, second = read(path)
+    assert (first["kind"], first["event_id"], first["subscription"]) == ("outcome", event.event_id, "shop.pay")
+    assert (first["attempt"], first["state"], first["duration"]) == (2, "failed", 0.25)
+    assert (first["error_type"], first["error"]) == ("ValueError", "password=[REDACTED]")
+    assert second["state"] == "skipped"
+    assert not {"attempt", "error", "error_type", "payload"} & second.keys()
+
+
+@pytest.mark.parametrize("kind", ["rejected", "dropped", "dead_lettered", "redriven", "system"])
+async def test_a_note_has_its_own_kind_and_its_detail_redacted(path: Path, kind: str) -> None:
+    async with open_log(path) as log:
+        log.noted(kind, placed(), {"reason": "full", "password": "hunter2"})
+
+    [line] = read(path)
+    assert (line["kind"], line["detail"]) == (kind, {"reason": "full", "password": "[REDACTED]"})
+    assert "payload" not in line
+
+
+async def test_a_bus_records_each_event_and_each_outcome_once_and_in_order(path: Path) -> None:
+    bus = aperion.EventBus(audit=AuditLog(path))
+
+    @bus.on(OrderPlaced)
+    async def handle(event: aperion.Event[OrderPlaced]) -> None:
+        if event.payload.count == 13:
+            raise RuntimeError("token=abc123secret")
+
+    async def emitter(name: str) -> None:
+        for count in range(20):
+            await bus.emit(OrderPlaced(order=f"{name}-{count}", count=count), key=name)
+
+    with anyio.fail_after(20):
+        async with bus, anyio.create_task_group() as group:
+            for number in range(25):
+                group.start_soon(emitter, f"emitter{number}")
+
+    lines = read(path)
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    accepted = orders(path)
+    for number in range(25):
+        mine = [order for order in accepted if order.startswith(f"emitter{number}-")]
+        assert mine == [f"emitter{number}-{count}" for count in range(20)]
+    kinds = Counter(line["kind"] for line in lines)
+    assert kinds["accepted"] == kinds["outcome"] == 500
+    assert kinds["dead_lettered"] == 25
+    ended = Counter(line["event_id"] for line in lines if line["kind"] == "outcome")
+    assert set(ended.values()) == {1}
+    assert "abc123secret" not in path.read_text()
+
+
+async def test_no_secret_reaches_the_file_from_any_field(path: Path) -> None:
+    leaky = {"password": "hunter2", "note": "api_key=hunter2", "list": [{"token": "hunter2"}]}
+    event = aperion.Event(
+        "audit_user.seen",
+        leaky,
+        source="app password=hunter2",
+        key="https://ada:hunter2@example.com",
+        correlation_id="token=hunter2",
+        headers={"authorization": "Bearer hunter2", "x-note": "secret=hunter2"},
+    )
+    error = RuntimeError("cannot log in with password=hunter2")
+    outcome = Outcome("shop.pay", OutcomeState.FAILED, (Attempt(1, OutcomeState.FAILED, 0.1, error),))
+
+    async with open_log(path) as log:
+        log.accepted(event)
+        log.ended(event, outcome)
+        log.noted("rejected", event, {"error": "password=hunter2"})
+
+    assert len(read(path)) == 3
+    assert "hunter2" not in path.read_text()
+    assert path.read_text().count("[REDACTED]") >= 9
+
+
+async def test_the_log_redacts_with_the_redactor_of_the_bus_unless_it_has_its_own(tmp_path: Path) -> None:
+    event = aperion.Event("audit_user.seen", {"badge": "b-17"})
+    badges = aperion.Redactor(redact_keys={"badge"})
+    shared, own = AuditLog(tmp_path / "shared.jsonl"), AuditLog(tmp_path / "own.jsonl", redactor=aperion.Redactor())
+
+    for log in (shared, own):
+        log.use_redactor(badges)
+        with anyio.fail_after(20):
+            await log.start()
+            log.accepted(event)
+            await log.aclose()
+
+    assert read(shared.path)[0]["payload"] == {"badge": "[REDACTED]"}
+    assert read(own.path)[0]["payload"] == {"badge": "b-17"}
+
+
+class BrokenRedactor(aperion.Redactor):
+    """Raises whatever it is asked."""
+
+    def redact(self, obj: object) -> object:
+        raise RuntimeError("broken")
+
+    def redact_text(self, text: str) -> str:
+        raise RuntimeError("broken")
+
+    def redact_exception(self, error: BaseException) -> tuple[str, str]:
+        raise RuntimeError("broken")
+
+
+async def test_a_redactor_that_raises_costs_the_content_and_never_the_record(path: Path) -> None:
+    error = RuntimeError("hunter2")
+    outcome = Outcome("shop.pay", OutcomeState.FAILED, (Attempt(1, OutcomeState.FAILED, 0.1, error),))
+    event = aperion.Event("audit_user.seen", {"secret": "hunter2"}, key="not plain: hunter2")
+
+    async with open_log(path, redactor=BrokenRedactor()) as log:
+        log.accepted(event)
+        log.ended(event, outcome)
+
+    first, second = read(path)
+    assert first["payload"] == first["key"] == second["error"] == "[REDACTED_ERROR]"
+    assert first["event_id"] == second["event_id"] == event.event_id
+
+
+async def test_a_line_is_plain_ascii_whatever_the_payload_holds(path: Path) -> None:
+    odd = "smile \U0001f600, line\u2028break, delete\x7f, escape\x1b[31m, é, newline\nend"
+
+    async with open_log(path) as log:
+        log.accepted(aperion.Event("audit_user.seen", {"text": odd, "é\x7f": 1}, key=odd))
+
+    content = path.read_bytes()
+    assert content.isascii()
+    assert all(byte >= 0x20 for byte in content[:-1])
+    assert b"\x7f" not in content
+    [line] = read(path)
+    assert line["payload"] == {"text": odd, "é\x7f": 1}
+    assert line["key"] == odd
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Opaque:
+    def __repr__(self) -> str:
+        return "password=hunter2"
+
+
+ODD: list[tuple[object, object]] = [
+    (datetime(2026, 5, 1, 12, 30, tzinfo=UTC), "2026-05-01T12:30:00+00:00"),
+    (UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+    (Decimal("1.50"), "1.50"),
+    (Path("/tmp/file"), "/tmp/file"),  # noqa: S108
+    (Colour.RED, "red"),
+    (frozenset({3}), [3]),
+    ({3}, [3]),
+    (b"\xff\x00", "\xff\x00"),
+    (Point(1, 2), {"x": 1, "y": 2}),
+    (2**80, 2**80),
+    (10**5000, hex(10**5000)),
+    ((1, (2,)), [1, [2]]),
+    (float("inf"), None),
+    ({1: "a", "1": "b"}, {"1": "a", "1#2": "b"}),
+    ({None: 1, True: 2}, {"null": 1, "true": 2}),
+    ({(1, 2): 3}, {"(1, 2)": 3}),
+    (Opaque(), "<Opaque>"),
+    ({"deep": [Opaque(), 2**80]}, {"deep": ["<Opaque>", 2**80]}),
+    ("lone \udc80", "lone \\udc80"),
+    ({"\udc80": 1}, {"\\udc80": 1}),
+    ([2**80, "lone \udc80", float("nan")], [2**80, "lone \\udc80", "nan"]),
+]
+
+
+@pytest.mark.parametrize(("value", "written"), ODD, ids=lambda value: type(value).__name__)
+async def test_every_type_has_a_written_form(path: Path, value: object, written: object) -> None:
+    async with open_log(path) as log:
+        log.noted("rejected", placed(), {"value": value})
+
+    [line] = read(path)
+    assert line["detail"] == {"value": written}
+    assert "hunter2" not in path.read_text()
+
+
+async def test_a_payload_with_many_types_goes_through_the_bus_into_the_log(path: Path) -> None:
+    bus = aperion.EventBus(audit=AuditLog(path))
+    values = [value for value, _ in ODD[:9]]
+
+    with anyio.fail_after(20):
+        async with bus:
+            await bus.emit("audit_user.seen", {"values": values, "big": 2**80})
+
+    [line] = [line for line in read(path) if line["kind"] == "accepted"]
+    assert len(line["payload"]["values"]) == len(values)
+    assert line["payload"]["big"] == 2**80
+
+
+def nested(depth: int) -> object:
+    value: object = "end"
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+class Hostile:
+    """An object that fails at every question."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise RuntimeError("hostile")
+
+    def __str__(self) -> str:
+        raise RuntimeError("hostile")
+
+    def __hash__(self) -> int:
+        return 1
+
+
+HOSTILE: dict[str, Callable[[], object]] = {
+    "deep": lambda: nested(5000),
+    "object": Hostile,
+    "key": lambda: {Hostile(): 1},
+    "set": lambda: {"key": {Hostile()}},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_not_even_a_hostile_value_keeps_a_record_from_being_written(name: str) -> None:
+    line = records.line({"seq": 1, "kind": "accepted", "payload": HOSTILE[name]()})
+
+    assert json.loads(line)["seq"] == 1
+    assert line.isascii()
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates() | st.decimals()
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner), max_leaves=20
+)
+
+
+@given(VALUES)
+def test_any_value_becomes_one_line_of_ascii_that_json_reads(value: object) -> None:
+    line = records.line({"seq": 1, "payload": value})
+
+    assert line.isascii()
+    assert line.index(b"\n") == len(line) - 1
+    assert b"\x7f" not in line
+    assert json.loads(line)["seq"] == 1
+
+
+@given(st.text())
+def test_any_text_without_a_lone_surrogate_is_read_back_as_it_was(text: str) -> None:
+    assert json.loads(records.line({"payload": {"text": text}}))["payload"]["text"] == text
+
+
+async def test_what_is_too_large_for_the_ring_leaves_a_record_that_says_so(path: Path) -> None:
+    event = aperion.Event("audit_user.seen", {"text": "x" * 50_000}, key="k y" * 20_000)
+
+    async with open_log(path, buffer_bytes=SMALL) as log:
+        log.accepted(event)
+
+    [line] = read(path)
+    assert line["payload"] == {"[TOO_LARGE]": 50_011}
+    assert line["key"].endswith("[TOO_LARGE]")
+    assert line["event_id"] == event.event_id
+
+
+# The life of a log
+
+
+async def test_records_reach_the_file_while_the_log_is_open(path: Path) -> None:
+    async with open_log(path) as log:
+        for number in range(3):
+            log.accepted(placed(str(number)))
+            await until(lambda number=number: orders(path) == [str(n) for n in range(number + 1)])
+
+        assert log.stats().buffered_bytes == 0
+
+
+async def test_a_writer_that_fell_asleep_is_woken(path: Path) -> None:
+    async with open_log(path) as log:
+        await anyio.sleep(1.5)  # its pauses grow to a second; what it must do then is being tested
+
+        log.accepted(placed())
+        start = time.monotonic()
+        await until(lambda: log.stats().buffered_bytes == 0)
+
+    assert time.monotonic() - start < 0.5
+
+
+async def test_more_than_the_ring_holds_goes_through_it_in_order(path: Path) -> None:
+    async with open_log(path, buffer_bytes=SMALL) as log:
+        for number in range(5000):
+            log.accepted(placed(f"order-{number}"))
+            if number % 50 == 0:
+                await until(lambda: log.stats().buffered_bytes < SMALL // 2)
+
+    assert path.stat().st_size > 10 * SMALL
+    assert orders(path) == [f"order-{number}" for number in range(5000)]
+    assert [line["seq"] for line in read(path)] == list(range(1, 5001))
+
+
+async def test_a_closed_log_leaves_one_file_and_can_be_started_again(path: Path) -> None:
+    log = AuditLog(path)
+
+    for order in ("first", "second"):
+        with anyio.fail_after(20):
+            await log.start()
+            log.accepted(placed(order))
+            await log.aclose()
+            await log.aclose()
+
+    assert orders(path) == ["first", "second"]
+    assert [line["seq"] for line in read(path)] == [1, 1]  # counted for each opening
+    assert os.listdir(path.parent) == [path.name]
+
+
+async def test_a_log_that_is_not_open_refuses(path: Path) -> None:
+    log = AuditLog(path)
+
+    with pytest.raises(aperion.AuditUnavailable, match="not open"):
+        log.accepted(placed())
+    async with open_log(path) as opened:
+        pass
+    with pytest.raises(aperion.AuditUnavailable, match="not open"):
+        opened.ended(placed(), Outcome("shop.pay", OutcomeState.OK))
+    with pytest.raises(aperion.AuditUnavailable, match="not open"):
+        opened.noted("dropped", placed(), {})
+
+
+async def test_stats_tell_the_state_without_reading_a_file(path: Path) -> None:
+    async with open_log(path) as log:
+        log.accepted(placed())
+        log.noted("dropped", placed(), {})
+        await until(lambda: log.stats().buffered_bytes == 0)
+
+        stats = log.stats()
+
+    assert (stats.path, stats.available, stats.records) == (str(path), True, 2)
+    assert stats.bytes_written == path.stat().st_size
+    assert (stats.failures, stats.recovered) == (0, 0)
+    assert not log.stats().available
+    assert log.stats().records == 2
+
+
+@pytest.mark.parametrize("where", ["", ".", "/"])
+def test_a_path_without_a_file_name_is_refused_at_once(where: str) -> None:
+    with pytest.raises(aperion.ConfigurationError, match="no path of a file"):
+        AuditLog(where)
+
+
+@pytest.mark.parametrize("size", [0, SMALL - 1, "4MB"])
+def test_a_buffer_that_is_too_small_is_refused_at_once(path: Path, size: Any) -> None:
+    with pytest.raises(aperion.ConfigurationError, match="buffer_bytes"):
+        AuditLog(path, buffer_bytes=size)
+
+
+async def test_the_log_stays_where_it_is_when_the_process_changes_its_folder(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parents[1])
+    log = AuditLog("here.jsonl")
+
+    with anyio.fail_after(20):
+        await log.start()
+        monkeypatch.chdir("/")
+        log.accepted(placed())
+        await log.aclose()
+
+    assert orders(path.parents[1] / "here.jsonl") == ["order-1"]
+
+
+# Who may
+
+
+async def test_files_and_folder_are_for_their_owner_alone(path: Path) -> None:
+    old = os.umask(0)
+    try:
+        async with open_log(path):
+            ring = path.with_name("events.jsonl.ring")
+            modes = [stat.S_IMODE(file.stat().st_mode) for file in (path, ring, path.parent)]
+    finally:
+        os.umask(old)
+
+    assert modes == [0o600, 0o600, 0o700]
+
+
+async def test_a_link_is_refused_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "events.jsonl"
+    target.write_text("precious")
+    link.symlink_to(target)
+
+    with pytest.raises(aperion.AuditUnavailable, match="symbolic link"), anyio.fail_after(20):
+        await AuditLog(link).start()
+
+    assert target.read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["events.jsonl", "target"]
+
+
+async def test_a_link_in_place_of_the_ring_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"")
+    (tmp_path / "events.jsonl.ring").symlink_to(tmp_path / "target")
+
+    with pytest.raises(aperion.AuditUnavailable, match="symbolic link"), anyio.fail_after(20):
+        await AuditLog(tmp_path / "events.jsonl").start()
+
+    assert (tmp_path / "target").stat().st_size == 0
+
+
+async def test_a_pipe_is_refused_without_waiting_for_a_reader(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events.jsonl")
+
+    with pytest.raises(aperion.AuditUnavailable, match="no regular file"), anyio.fail_after(5):
+        await AuditLog(tmp_path / "events.jsonl").start()
+
+
+@pytest.mark.parametrize("where", ["/proc/nope/a.jsonl", "/dev/null", "/etc"])
+async def test_a_path_that_cannot_be_a_log_is_refused(where: str) -> None:
+    with pytest.raises(aperion.AuditUnavailable, match=where), anyio.fail_after(5):
+        await AuditLog(where).start()
+
+
+async def test_a_file_that_is_no_ring_is_refused_and_stays_as_it_is(path: Path) -> None:
+    path.parent.mkdir()
+    ring = path.with_name("events.jsonl.ring")
+    ring.write_bytes(b"somebody else's notes")
+
+    with pytest.raises(aperion.AuditUnavailable, match="move it away"), anyio.fail_after(20):
+        await AuditLog(path).start()
+
+    assert ring.read_bytes() == b"somebody else's notes"
+
+
+async def test_a_damaged_ring_is_refused_and_stays_as_it_is(path: Path) -> None:
+    crash(path, [b'{"seq":1}\n'])
+    ring = path.with_name("events.jsonl.ring")
+    os.truncate(ring, HEADER + 100)
+
+    with pytest.raises(aperion.AuditUnavailable, match="damaged"), anyio.fail_after(20):
+        await AuditLog(path).start()
+
+    assert ring.stat().st_size == HEADER + 100
+
+
+async def test_a_second_log_of_the_same_file_is_refused_with_the_process_that_has_it(path: Path) -> None:
+    second = (
+        "import anyio, sys, aperion\ntry: anyio.run(aperion.AuditLog(sys.argv[1]).start)\nexcept OSError as e: print(e)"
+    )
+
+    async with open_log(path) as log:
+        message = await run_in_child(second, path)
+        with pytest.raises(aperion.AuditUnavailable, match=str(os.getpid())):
+            await AuditLog(path).start()
+        with pytest.raises(aperion.AuditUnavailable, match="open already"):
+            await log.start()
+        log.accepted(placed())
+
+    assert f"process {os.getpid()} writes it" in message
+    assert orders(path) == ["order-1"]
+
+
+async def test_a_forked_child_is_refused_and_the_log_of_the_parent_is_unharmed(path: Path) -> None:
+    release, hold = os.pipe()
+
+    async with open_log(path) as log:
+        log.accepted(placed("before"))
+        child = os.fork()
+        if child == 0:
+            os.close(hold)
+            code = 1
+            with contextlib.suppress(BaseException):
+                try:
+                    log.accepted(placed("child"))
+                except aperion.AuditUnavailable as error:
+                    code = 0 if "forked" in str(error) else 2
+            os.read(release, 1)  # lives on after the parent has closed its log
+            os._exit(code)
+        log.accepted(placed("after"))
+    async with open_log(path) as log:  # the child does not hold the lock
+        log.accepted(placed("again"))
+    os.close(hold)
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert orders(path) == ["before", "after", "again"]
+
+
+# When the process is killed
+
+
+def crash(path: Path, lines: Sequence[bytes], in_log: bytes = b"", *, full_laps: int = 0) -> None:
+    """Leave behind what a process does that was killed with these lines in its ring."""
+    path.parent.mkdir(exist_ok=True)
+    ring_path = path.with_name(f"{path.name}.ring")
+    file = LogFile(path)
+    ring = Ring(ring_path, lock(ring_path, path), SMALL, file.identity, file.size)
+    ring.beyond = lambda _end: None
+    for _ in range(full_laps):  # lines that were written, so that the next ones pass the end of the ring
+        ring.put(b"x" * (SMALL - 21) + b"\n")
+        ring.advance(SMALL - 20)
+        ring.aim(file.identity, file.size)
+    for line in lines:
+        ring.put(line)
+    file.write_all(in_log)
+    file.close()
+    ring.close()
+
+
+LINES = [b'{"seq":%d,"kind":"accepted","payload":{"order":"%d"}}\n' % (n, n) for n in range(1, 4)]
+WHOLE = b"".join(LINES)
+
+
+@pytest.mark.parametrize("laps", [0, 1])
+@pytest.mark.parametrize("written", range(0, len(WHOLE) + 1, 7))
+async def test_a_batch_cut_short_anywhere_is_completed_with_each_line_once(path: Path, written: int, laps: int) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b'{"seq":0,"kind":"log"}\n')
+    crash(path, LINES, WHOLE[:written], full_laps=laps)
+
+    async with open_log(path) as log:
+        assert log.stats().recovered == 3 - WHOLE[:written].count(b"\n")
+
+    assert path.read_bytes() == b'{"seq":0,"kind":"log"}\n' + WHOLE
+    assert os.listdir(path.parent) == [path.name]
+
+
+async def test_recovery_that_is_cut_short_can_be_done_again(path: Path) -> None:
+    crash(path, LINES)
+    image = path.with_name("events.jsonl.ring").read_bytes()
+    async with open_log(path):
+        pass
+    path.with_name("events.jsonl.ring").write_bytes(image)  # killed before the ring was emptied
+
+    async with open_log(path) as log:
+        assert log.stats().recovered == 0
+
+    assert orders(path) == ["1", "2", "3"]
+
+
+async def test_a_torn_last_line_is_moved_aside_and_noted(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(LINES[0] + b'{"seq":2,"ki')
+
+    async with open_log(path) as log:
+        log.accepted(placed("next"))
+
+    first, note, last = read(path)
+    assert first["seq"] == 1
+    assert note["kind"] == "log"
+    assert note["detail"] == {"torn_bytes": 12, "moved_to": "events.jsonl.torn"}
+    assert last["payload"]["order"] == "next"
+    torn = path.with_name("events.jsonl.torn")
+    assert torn.read_bytes() == b'{"seq":2,"ki\n'
+    assert stat.S_IMODE(torn.stat().st_mode) == 0o600
+
+
+async def test_a_torn_line_longer_than_a_block_is_moved_aside_whole(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(LINES[0] + b"x" * 200_000)
+
+    async with open_log(path):
+        pass
+
+    assert path.with_name("events.jsonl.torn").read_bytes() == b"x" * 200_000 + b"\n"
+    assert path.read_bytes().startswith(LINES[0])
+    assert len(read(path)) == 2
+
+
+async def test_what_stands_in_the_place_of_a_lost_batch_is_moved_aside(path: Path) -> None:
+    crash(path, LINES, WHOLE[:20] + b"\0\0\0 from a power cut")
+
+    async with open_log(path):
+        pass
+
+    assert orders(path) == ["1", "2", "3"]
+    assert b"from a power cut" in path.with_name("events.jsonl.torn").read_bytes()
+
+
+async def test_what_is_no_record_in_the_ring_is_moved_aside(path: Path) -> None:
+    crash(path, [LINES[0], b"\0" * 40 + b"\n", LINES[1]])
+
+    async with open_log(path) as log:
+        assert log.stats().recovered == 2
+
+    assert orders(path) == ["1", "2"]
+    assert b"\0" * 40 in path.with_name("events.jsonl.torn").read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"seq":9}\n', b'{"torn', b'{"seq":9}\n' * 200])
+async def test_a_log_that_was_moved_away_meanwhile_does_not_lose_the_ring(path: Path, content: bytes | None) -> None:
+    path.parent.mkdir()
+    path.write_bytes(LINES[0] * 20)
+    crash(path, LINES, WHOLE[:20])
+    path.rename(path.with_name("moved.jsonl"))
+    if content is not None:
+        path.write_bytes(content)
+
+    async with open_log(path):
+        pass
+
+    assert path.read_bytes().endswith(WHOLE)
+    assert [line for line in read(path) if line.get("seq") == 9] == [{"seq": 9}] * (content or b"").count(b"9")
+
+
+async def test_a_log_that_was_emptied_meanwhile_does_not_lose_the_ring(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(LINES[0] * 20)
+    crash(path, LINES)
+    os.truncate(path, 0)
+
+    async with open_log(path):
+        pass
+
+    assert path.read_bytes() == WHOLE
+
+
+async def test_a_ring_that_its_process_had_not_begun_to_use_is_taken_over(path: Path) -> None:
+    path.parent.mkdir()
+    path.with_name("events.jsonl.ring").write_bytes(bytes(HEADER + 100))
+
+    async with open_log(path) as log:
+        log.accepted(placed())
+
+    assert orders(path) == ["order-1"]
+
+
+VICTIM = """
+import os, sys
+import anyio, aperion
+
+async def main():
+    log = aperion.AuditLog(sys.argv[1], buffer_bytes=1 << 16)
+    await log.start()
+    for number in range(10**9):
+        size = number * 37 % 900
+        event = aperion.Event("audit_order.placed", {"text": "x" * size})
+        try:
+            log.accepted(event)
+        except aperion.AuditUnavailable:
+            await anyio.sleep(0.001)
+        else:
+            os.write(1, event.event_id.encode() + b"\\n")
+        if number % 100 == 0:
+            await anyio.sleep(0)
+
+anyio.run(main)
+"""
+
+
+@pytest.fixture
+def victims(path: Path) -> Callable[[], list[str]]:
+    """Run and kill a process that records; return the ids that it was told are recorded."""
+    told = path.parents[1] / "told"
+
+    def kill_one() -> list[str]:
+        with told.open("wb") as out:
+            process = subprocess.Popen([sys.executable, "-c", VICTIM, str(path)], stdout=out, env=child_environment())
+        try:
+            deadline = time.monotonic() + 30
+            while not told.stat().st_size and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.1))  # noqa: S311
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(30)
+        return told.read_text().split()
+
+    return kill_one
+
+
+async def test_what_was_recorded_survives_kill_9_at_any_moment(path: Path, victims: Callable[[], list[str]]) -> None:
+    told: list[str] = []
+    for _ in range(20):
+        told += await anyio.to_thread.run_sync(victims)
+
+    async with open_log(path):
+        pass
+
+    lines = [line for line in read(path) if line["kind"] == "accepted"]
+    found = Counter(line["event_id"] for line in lines)
+    known = set(told)
+    assert len(told) > 20
+    assert [event_id for event_id in told if event_id not in found] == []
+    assert [event_id for event_id, count in found.items() if count > 1] == []
+    assert [event_id for event_id in found if event_id in known] == told  # in order
+
+
+# When the disk fails
+
+LIMITED = """
+import resource, sys
+import anyio, aperion
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+async def main():
+    path, ending = sys.argv[1:]
+    log = aperion.AuditLog(path)
+    await log.start()
+    told, refusals = [], []
+    limit(20_000)
+    with anyio.fail_after(30):
+        while not refusals:
+            event = aperion.Event("audit_order.placed", {"n": len(told)})
+            try:
+                log.accepted(event)
+                told.append(event.event_id)
+            except aperion.AuditUnavailable as error:
+                refusals.append(str(error))
+            await anyio.sleep(0)
+        assert not log.stats().available and log.stats().failures and log.stats().buffered_bytes
+        if ending == "raised":
+            limit(resource.RLIM_INFINITY)
+            while not log.stats().available:
+                await anyio.sleep(0.01)
+            event = aperion.Event("audit_order.placed", {"n": -1})
+            log.accepted(event)
+            told.append(event.event_id)
+        try:
+            await log.aclose()
+        except aperion.AuditUnavailable as error:
+            refusals.append(str(error))
+    print(*refusals, sep="\\n")
+    print(*told)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("ending", ["raised", "closed"])
+async def test_a_full_disk_reaches_the_emitter_and_loses_nothing_that_was_accepted(path: Path, ending: str) -> None:
+    *refusals, told = (await run_in_child(LIMITED, path, ending)).splitlines()
+
+    assert "file too large" in refusals[0]
+    if ending == "closed":
+        assert "records wait in" in refusals[1]
+        assert path.with_name("events.jsonl.ring").exists()
+        async with open_log(path) as log:
+            assert f"{log.stats().recovered:,} records" in refusals[1]
+    assert [line["event_id"] for line in read(path)] == told.split()
+
+
+async def test_a_removed_folder_reaches_the_emitter_and_the_log_comes_back_with_the_folder(path: Path) -> None:
+    async with open_log(path) as log:
+        log.accepted(placed("before"))
+        await until(lambda: log.stats().buffered_bytes == 0)
+        path.parent.rename(path.parents[1] / "elsewhere")
+
+        error = await refused(log, placed("meanwhile"))
+        path.parent.mkdir()
+        await until(lambda: log.stats().available)
+        log.accepted(placed("after"))
+        await until(lambda: log.stats().buffered_bytes == 0)
+        survives = path.with_name("events.jsonl.ring").read_bytes()
+
+    assert "no such file or directory" in error.reason
+    assert orders(path.parents[1] / "elsewhere" / path.name)[0] == "before"
+    accepted = orders(path)
+    assert accepted[-1] == "after"
+    assert set(accepted[:-1]) <= {"meanwhile"}
+    assert b'"after"' in survives
+
+
+async def test_a_log_that_is_moved_away_goes_on_in_a_new_file_that_says_so(path: Path) -> None:
+    async with open_log(path) as log:
+        log.accepted(placed("old"))
+        await until(lambda: log.stats().buffered_bytes == 0)
+        path.rename(path.with_name("events.1.jsonl"))
+        log.accepted(placed("between"))
+        await until(path.exists)
+        log.accepted(placed("new"))
+
+    assert [*orders(path.with_name("events.1.jsonl")), *orders(path)] == ["old", "between", "new"]
+    assert orders(path)[-1] == "new"
+    assert read(path)[0]["detail"] == {"continued": "the file before was moved or removed"}
+
+
+async def test_a_ring_that_is_removed_is_replaced_and_keeps_others_out_again(path: Path) -> None:
+    ring = path.with_name("events.jsonl.ring")
+
+    async with open_log(path) as log:
+        log.accepted(placed("1"))
+        ring.unlink()
+        await until(ring.exists)
+        await until(lambda: log.stats().available)
+        log.accepted(placed("2"))
+        with pytest.raises(aperion.AuditUnavailable, match="writes it"):
+            await AuditLog(path).start()
+        assert b'"order":"2"' in ring.read_bytes()
+        log.accepted(placed("3"))
+
+    assert orders(path) == ["1", "2", "3"]
+    assert os.listdir(path.parent) == [path.name]
+
+
+async def test_another_process_that_took_the_place_of_a_removed_ring_is_reported(path: Path) -> None:
+    ring = path.with_name("events.jsonl.ring")
+    log = AuditLog(path)
+
+    with anyio.fail_after(20):
+        await log.start()
+        elsewhere = path.with_name("thief")
+        thief = Ring(elsewhere, lock(elsewhere, path), SMALL, (1, 1), 0)
+        elsewhere.replace(ring)
+        error = await refused(log, placed())
+        ring.unlink()
+        thief.close()
+        await until(lambda: log.stats().available)
+        log.accepted(placed("after"))
+        await log.aclose()
+
+    assert f"process {os.getpid()} writes it" in error.reason
+    assert orders(path)[-1] == "after"
+
+
+async def test_lines_that_somebody_else_appends_do_not_disturb(path: Path) -> None:
+    async with open_log(path) as log:
+        log.accepted(placed("1"))
+        await until(lambda: log.stats().buffered_bytes == 0)
+        with path.open("ab") as other:
+            other.write(b'{"seq":0,"kind":"foreign"}\n')
+        await anyio.sleep(0.6)  # longer than between two looks at the file
+        log.accepted(placed("2"))
+
+    assert [line.get("payload", {}).get("order", line["kind"]) for line in read(path)] == ["1", "foreign", "2"]
+
+
+async def test_a_log_that_is_emptied_while_open_goes_on(path: Path) -> None:
+    async with open_log(path) as log:
+        log.accepted(placed("1"))
+        await until(lambda: log.stats().buffered_bytes == 0)
+        os.truncate(path, 0)
+        log.accepted(placed("2"))
+
+    assert orders(path) == ["2"]
+
+
+class StalledFile(LogFile):
+    """A file on a disk that stands still until it is let go."""
+
+    __slots__ = ("go", "reached")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.go, self.reached = threading.Event(), threading.Event()
+
+    def write(self, pieces: Sequence[Any]) -> int:
+        self.reached.set()
+        assert self.go.wait(30)
+        return super().write(pieces)
+
+
+class DrippingFile(LogFile):
+    """A file whose writes take a few bytes each, and fail now and then."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.calls = 0
+
+    def write(self, pieces: Sequence[Any]) -> int:
+        self.calls += 1
+        if self.calls % 50 == 0:
+            raise OSError(5, "Input/output error")
+        return super().write([pieces[0][:333]])
+
+
+@pytest.fixture
+def wired(path: Path) -> Callable[[type[LogFile]], tuple[Any, Ring, Writer]]:
+    """Return the parts of an open log, with a file of a kind that this machine's disk is not."""
+
+    def wire(kind: type[LogFile]) -> tuple[Any, Ring, Writer]:
+        path.parent.mkdir()
+        file, ring_path = kind(path), path.with_name("events.jsonl.ring")
+        ring = Ring(ring_path, lock(ring_path, path), SMALL, file.identity, 0)
+        writer = Writer(ring, file, path)
+        writer.start()
+        return file, ring, writer
+
+    return wire
+
+
+async def test_a_disk_that_stands_still_never_holds_the_loop_and_a_full_ring_is_refused(
+    path: Path, wired: Callable[[type[LogFile]], tuple[Any, Ring, Writer]]
+) -> None:
+    file, ring, writer = wired(StalledFile)
+    line, told, longest = b'{"x":"' + b"y" * 500 + b'"}\n', 0, 0.0
+
+    with anyio.fail_after(20):
+        ring.put(line)
+        await anyio.to_thread.run_sync(file.reached.wait, 10)
+        with pytest.raises(aperion.AuditUnavailable, match="the buffer of 65,536 bytes is full"):
+            while True:
+                ring.put(line)
+                told += 1
+        for _ in range(200):
+            start = time.perf_counter()
+            with pytest.raises(aperion.AuditUnavailable):
+                ring.put(line)
+            longest = max(longest, time.perf_counter() - start)
+        file.go.set()
+        await until(lambda: ring.head == ring.tail)
+        ring.put(line)
+        left = await anyio.to_thread.run_sync(writer.stop)
+
+    assert longest < 0.02  # what was waited once is not waited again
+    assert left == 0
+    assert path.read_bytes() == line * (told + 2)
+
+
+async def test_writes_that_are_cut_short_or_fail_lose_nothing_and_repeat_nothing(
+    path: Path, wired: Callable[[type[LogFile]], tuple[Any, Ring, Writer]]
+) -> None:
+    _, ring, writer = wired(DrippingFile)
+    told = []
+
+    with anyio.fail_after(60):
+        for number in range(300):
+            line = b'{"n":%d,"x":"%s"}\n' % (number, b"y" * (number * 7 % 900))
+            while not told or told[-1] != line:
+                try:
+                    ring.put(line)
+                    told.append(line)
+                except aperion.AuditUnavailable:
+                    await anyio.sleep(0.01)
+        while await anyio.to_thread.run_sync(lambda: ring.head != ring.tail):
+            await anyio.sleep(0.01)
+        assert await anyio.to_thread.run_sync(writer.stop) == 0
+
+    assert path.read_bytes() == b"".join(told)
+    assert writer.failures > 0
