@@ -7,7 +7,7 @@ from math import floor, log10
 from typing import TYPE_CHECKING
 
 from benchmarks.budgets import OURS
-from benchmarks.report import ranked
+from benchmarks.report import YARDSTICKS, ranked
 from benchmarks.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def draw(results: Results) -> str:
 
 def _bars(scenario: Scenario, results: Results) -> list[tuple[str, float]]:
     key = scenario.columns[0].key
-    return [(peer, value) for peer, cell in ranked(scenario, results) if (value := cell.median(key))]
+    hidden = YARDSTICKS if key == "ratio" else ()  # bare is its own measure there
+    cells = [(peer, cell) for peer, cell in ranked(scenario, results) if peer not in hidden]
+    return [(peer, value) for peer, cell in cells if (value := cell.median(key))]
 
 
 def _panel(scenario: Scenario, bars: list[tuple[str, float]], top: int) -> list[str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from contextvars import Context
 
-    from anyio.abc import TaskGroup, TaskStatus
+    from anyio.abc import TaskStatus
 
     from aperion._runtime.reporter import Reporter
     from aperion._threads import Job
@@ -149,9 +149,10 @@ class Runtime:
         self._lent = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cancelled = False
-        self._group: TaskGroup | None = None
+        self._wanted = 0  # workers that the host has yet to start
+        self._calls: asyncio.Future[None] = self.loop.create_future()  # wakes the host
         self._quiet: anyio.Event | None = None
-        self._closed = anyio.Event()
+        self._closed = False
         self._ended = anyio.Event()
         reporter.system = self.system
 
@@ -449,14 +450,16 @@ class Runtime:
                 self._awake += 1
                 future.set_result(None)
                 return
-        if self._workers < self.settings.max_concurrent_events + self._lent and self._group is not None:
+        if self._workers < self.settings.max_concurrent_events + self._lent:
             self._workers += 1
             self._awake += 1
-            # In the bus's context: here may be a callback of another thread, whose context knows no loop.
-            self._context.copy().run(self._start_worker, self._group)
+            self._wanted += 1
+            self._call_host()
 
-    def _start_worker(self, group: TaskGroup) -> None:
-        group.start_soon(self._work, name="aperion worker")
+    def _call_host(self) -> None:
+        """Have the host start workers, or close: here may be a callback, where anyio finds no task to start from."""
+        if not self._calls.done():
+            self._calls.set_result(None)
 
     @contextmanager
     def place_lent(self) -> Iterator[None]:
@@ -625,7 +628,7 @@ class Runtime:
                 failure = error
             finally:
                 self.state = BusState.STOPPED
-                self._closed.set()
+                self._close()
         if failure is not None:
             raise failure
 
@@ -633,14 +636,22 @@ class Runtime:
         # Shielded: when the task around the bus is cancelled, workers go on until the drain is over.
         with anyio.CancelScope(shield=True):
             async with anyio.create_task_group() as group:
-                self._group = group
                 task_status.started()
-                await self._closed.wait()
+                while not self._closed:
+                    await self._calls
+                    self._calls = self.loop.create_future()
+                    while self._wanted:
+                        self._wanted -= 1
+                        group.start_soon(self._work, name="aperion worker")
                 self._cancelled = True
                 group.cancel_scope.cancel()
         self.threads.close()
         self._deadlines.close()
         self._ended.set()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._call_host()
 
     async def drain(self, timeout: float) -> DrainReport:
         """Stop accepting, finish what is in flight within ``timeout`` seconds, then cancel."""
@@ -672,7 +683,7 @@ class Runtime:
             receipt.plan = self._resolve(receipt.event.event_type)
             self.execution.give_up(receipt, "the bus drained, and its deadline passed before this handler ran")
         self._backlog.ready.clear()
-        self._closed.set()
+        self._close()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
         return tuple(dict.fromkeys((r.event.event_type, r.event.event_id) for r in (*running, *waiting)))  # type: ignore[attr-defined]  # a run that is no rerun is a receipt
