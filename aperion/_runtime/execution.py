@@ -9,8 +9,6 @@ import math
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-import anyio.to_process
-
 from aperion._runtime.reporter import reason_of
 from aperion.context import current
 from aperion.delivery import (
@@ -81,7 +79,7 @@ class Execution:
     async def deliver(self, receipt: Receipt) -> None:
         """Run every handler of an event in order; returns when each has an outcome or waits for a retry."""
         event = handed = receipt.event
-        results = receipt.results
+        results = receipt.results = []
         observes = self._reporter.observes
         opaque = event._opaque
         current.set(event)
@@ -173,6 +171,7 @@ class Execution:
 
     def give_up(self, receipt: Receipt, why: str) -> None:
         """End every delivery of an event that has no outcome yet, as failed, and settle it."""
+        receipt.results = list(receipt.results)
         for subscription in receipt.plan[len(receipt.results) :]:
             error = NotDeliveredError(why)
             outcome = Outcome(subscription.name, OutcomeState.FAILED, (Attempt(0, OutcomeState.FAILED, 0.0, error),))
@@ -298,6 +297,8 @@ class Execution:
         return await result if inspect.isawaitable(result) else result
 
     async def _in_process(self, _run: Run, delivery: Delivery) -> Any:
+        import anyio.to_process  # loads the machinery of subprocesses, which few need
+
         handler = delivery.subscription.handler
         return await anyio.to_process.run_sync(_call_in_process, handler, delivery.event, cancellable=True)
 
