@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 from weakref import WeakValueDictionary
@@ -28,12 +27,13 @@ P = TypeVar("P", default=Any, covariant=True)  # noqa: PLC0105 - users read Even
 PayloadT = TypeVar("PayloadT", bound="Payload")
 
 _JSON = orjson.OPT_NON_STR_KEYS
-# A process that forks must not continue its parent's random sequence: ids are unique across processes.
-os.register_at_fork(after_in_child=uuid_utils.reseed_rng)
 
 
 def new_event_id() -> str:
-    """Return a UUID version 7 (RFC 9562) as text: unique across processes, sortable by time."""
+    """Return a UUID version 7 (RFC 9562) as text: sortable by time, and unique across processes and forks.
+
+    uuid_utils seeds its generator anew in a child that was forked.
+    """
     return str(uuid_utils.uuid7())
 
 

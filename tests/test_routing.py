@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import anyio
@@ -336,6 +337,36 @@ async def test_a_cancelled_dispatch_leaves_the_line_of_its_key() -> None:
 
         assert bus.stats().pending == 0
     assert seen == [1, 3]
+
+
+async def test_a_dispatch_that_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
+    """Cancelled, but not run since, when the event before it settles; and the other way round."""
+    for settles_first in (False, True):
+        gate = asyncio.Event()
+        seen: list[int] = []
+        async with EventBus() as bus:
+
+            @bus.on("stock.moved")
+            async def handler(event: Event) -> None:
+                if event.payload["n"] == 1:
+                    await gate.wait()
+                seen.append(event.payload["n"])
+
+            first = await bus.emit("stock.moved", {"n": 1}, key="a")
+            waiting = asyncio.create_task(bus.dispatch("stock.moved", {"n": 2}, key="a"))
+            await anyio.sleep(0.01)
+            await bus.emit("stock.moved", {"n": 3}, key="a")
+            if settles_first:
+                first.on_settled(lambda: asyncio.get_running_loop().call_soon(waiting.cancel))
+            else:
+                first.on_settled(waiting.cancel)
+            gate.set()
+            with anyio.fail_after(5):
+                await bus.wait_settled()
+                await asyncio.wait([waiting])
+
+            assert bus.stats().pending == 0
+        assert seen in ([1, 3], [1, 2, 3])
 
 
 async def test_a_slow_handler_keeps_no_other_event_waiting() -> None:

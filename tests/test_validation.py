@@ -285,6 +285,10 @@ async def test_text_that_cannot_be_written_is_found_in_models_too() -> None:
                 await bus.emit(Flat.model_construct(text="\ud800"))
             with pytest.raises(aperion.SerializationError, match="lone surrogate"):
                 await bus.emit(Flat(text="\ud800"))
+            with pytest.raises(aperion.PayloadError, match="number"):
+                await bus.emit(Flat.model_construct(number="many"))
+            with pytest.raises(aperion.PayloadError, match="number"):
+                await bus.emit(Flat().model_copy(update={"number": "many"}))
 
 
 @pytest.mark.parametrize("form", ["mapping", "model"])

@@ -67,11 +67,11 @@ class Backlog:
         self._turns[receipt] = turn
         return False
 
-    def give_up_turn(self, receipt: Receipt) -> None:
+    def give_up_turn(self, receipt: Receipt, turn: asyncio.Future[None]) -> None:
         """Leave the line for a key, or give the key back if it was just had."""
         if self._turns.pop(receipt, None) is not None:
             self._keys[receipt.event.key or ""].remove(receipt)
-        else:
+        elif not turn.cancelled():
             self.release(receipt)
 
     def release(self, receipt: Receipt) -> None:
@@ -87,6 +87,8 @@ class Backlog:
             turn = self._turns.pop(following, None)
             if turn is None:
                 self.ready.append(following)
+            elif turn.cancelled():  # its dispatch was cancelled and has not run since
+                continue
             else:
                 turn.set_result(None)
             return

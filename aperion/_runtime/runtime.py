@@ -362,7 +362,7 @@ class Runtime:
             await turn
         except BaseException:
             self._forget_accepted(receipt)
-            self._backlog.give_up_turn(receipt)
+            self._backlog.give_up_turn(receipt, turn)
             self._follow_up_without_key()
             self.reporter.dropped(receipt.event, "cancelled")
             raise
