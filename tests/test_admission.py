@@ -222,6 +222,31 @@ async def test_drop_oldest_drops_the_oldest_that_has_not_started() -> None:
     assert gate.seen == [0, 4, 5, 6]
 
 
+async def test_dropping_an_event_that_waits_for_its_key_does_not_let_the_next_one_in() -> None:
+    """The key belongs to the event that is being handled, whatever is dropped behind it."""
+    seen: list[int] = []
+    gate = anyio.Event()
+    async with EventBus(max_pending_events=3, overflow_policy="drop_oldest") as bus:
+
+        @bus.on("chat.sent")
+        async def handler(event: Event) -> None:
+            if event.payload["n"] == 0:
+                await gate.wait()
+            seen.append(event.payload["n"])
+
+        first = await bus.emit("chat.sent", {"n": 0}, key="a")
+        while not first.begun:
+            await anyio.sleep(0)
+        for n in range(1, 6):
+            await bus.emit("chat.sent", {"n": n}, key="a")
+            await anyio.sleep(0.001)
+        assert seen == []
+        gate.set()
+        await bus.wait_settled()
+
+    assert seen == [0, 4, 5]
+
+
 async def test_a_cancelled_emit_gives_its_place_back() -> None:
     """While it waits, and in the very moment in which it was let in."""
     async with EventBus(max_pending_events=1) as bus:
@@ -354,7 +379,7 @@ async def test_a_loop_of_handlers_ends_with_its_chain() -> None:
     assert "ping.sent > pong.sent > ping.sent" in errors[1]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 2**32),
     policy=st.sampled_from(list(OverflowPolicy)),
@@ -371,8 +396,8 @@ def test_slots_never_leak_and_keys_keep_their_order(
 
 async def _storm(rng: random.Random, policy: OverflowPolicy, limit: int, workers: int) -> None:
     done: dict[str, list[int]] = {}
-    numbers: dict[str, list[int]] = {}
     active: set[str] = set()
+    overlaps: list[str] = []  # keys of which two events were handled at once
     bus = EventBus(
         max_pending_events=limit,
         max_concurrent_events=workers,
@@ -386,7 +411,7 @@ async def _storm(rng: random.Random, policy: OverflowPolicy, limit: int, workers
     async def unruly(event: Event) -> None:
         key = event.key
         if key is not None:
-            assert key not in active, "two events of one key at once"
+            overlaps.extend([key] if key in active else [])
             active.add(key)
         try:
             dice = rng.random()
@@ -437,7 +462,7 @@ async def _storm(rng: random.Random, policy: OverflowPolicy, limit: int, workers
             assert stats.threads_busy == stats.threads_abandoned
             assert not bus._runtime._backlog._keys  # type: ignore[union-attr]
             assert (await bus.dispatch("calm.event", {})).ok
-    del numbers
+    assert overlaps == []
     for key, seen in done.items():
         assert seen == sorted(seen), key
 

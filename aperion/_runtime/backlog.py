@@ -41,7 +41,8 @@ class Backlog:
     Bounded by admission: a receipt stands here at most once.
     """
 
-    # Mutable: all of it. A key is in _keys while an event that has it is unsettled.
+    # Mutable: all of it. A key is in _keys while an event that has it is unsettled: the first of its
+    # line has the key, the others wait for it.
     __slots__ = ("_age", "_keys", "_turns", "ready")
 
     def __init__(self, *, by_age: bool) -> None:
@@ -75,24 +76,30 @@ class Backlog:
             self.release(receipt)
 
     def release(self, receipt: Receipt) -> None:
-        """Give the key of a settled event to the next that has it."""
+        """Give the key of a settled event to the next that has it; nothing where it only stood in line."""
         key = receipt.event.key
-        waiting = self._keys.get(key) if key is not None else None
-        if waiting is None or key is None:
+        line = self._keys.get(key) if key is not None else None
+        if line is None or key is None or line[0] is not receipt:
             return
-        while waiting:
-            following = waiting.popleft()
-            if following.is_settled:  # dropped while it waited
-                continue
-            turn = self._turns.pop(following, None)
-            if turn is None:
-                self.ready.append(following)
-            elif turn.cancelled():  # its dispatch was cancelled and has not run since
-                continue
-            else:
-                turn.set_result(None)
-            return
+        line.popleft()
+        while line:
+            if self._goes_on(line[0]):
+                return
+            line.popleft()
         del self._keys[key]
+
+    def _goes_on(self, receipt: Receipt) -> bool:
+        """Let the next in line have the key; False for one that has gone meanwhile."""
+        if receipt.is_settled:  # dropped while it waited
+            return False
+        turn = self._turns.pop(receipt, None)
+        if turn is None:
+            self.ready.append(receipt)
+        elif turn.cancelled():  # its dispatch was cancelled and has not run since
+            return False
+        else:
+            turn.set_result(None)
+        return True
 
     def pop_oldest(self) -> Receipt | None:
         """Return the oldest event that has not started, for it to be dropped; None when all have.
@@ -105,14 +112,15 @@ class Backlog:
     def unstarted(self) -> list[Receipt]:
         """Return the events that no handler has seen."""
         lines: list[deque[Any]] = [self.ready, *self._keys.values()]
-        return [r for line in lines for r in line if isinstance(r, Receipt) and not (r.begun or r.is_settled)]
+        receipts = dict.fromkeys(r for line in lines for r in line if isinstance(r, Receipt))
+        return [receipt for receipt in receipts if not (receipt.begun or receipt.is_settled)]
 
     def _takes_key(self, receipt: Receipt, key: str) -> bool:
-        waiting = self._keys.get(key)
-        if waiting is None:
-            self._keys[key] = deque()
+        line = self._keys.get(key)
+        if line is None:
+            self._keys[key] = deque([receipt])
             return True
-        waiting.append(receipt)
+        line.append(receipt)
         return False
 
     def _trim_age(self) -> None:
