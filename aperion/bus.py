@@ -8,20 +8,19 @@ import threading
 import weakref
 from contextlib import asynccontextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypedDict, overload
 
 import anyio
 
 from aperion._runtime import BusState, DrainReport, OverflowPolicy, Runtime, Settings
-from aperion._runtime.backlog import Rerun
 from aperion._runtime.intake import Details, Intake
+from aperion._runtime.redrive import Redriver
 from aperion._runtime.reporter import Reporter
-from aperion._runtime.runtime import Counters
+from aperion._runtime.stats import BusStats, Counters
 from aperion._streams import DEFAULT_BUFFER, EventStream, first
 from aperion.context import current_event
 from aperion.deadletters import DeadLetterQueue
-from aperion.delivery import FailureReason, Outcome, Outcomes, OutcomeState, Receipt, positive
+from aperion.delivery import FailureReason, Outcomes, Receipt, positive
 from aperion.errors import (
     BusNotRunningError,
     ConfigurationError,
@@ -43,78 +42,13 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from aperion._threads import WorkerThreads
-    from aperion.delivery import DeadLetter, Delivery, Filter, Subscription
+    from aperion.delivery import Delivery, Filter, Subscription
     from aperion.events import Payload
     from aperion.naming import Naming
     from aperion.protocols import AuditSink, MetricsBackend, Middleware, Processor
     from aperion.router import M
 
 __all__ = ["BusState", "BusStats", "DrainReport", "EventBus", "OverflowPolicy"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BusStats:
-    """What a bus has counted, at one moment; every field is JSON. System events are counted apart.
-
-    ``accepted == settled + dropped_after + pending``, always.
-
-    Args:
-        state: "stopped", "running" or "draining".
-        accepted: events that emit and dispatch said yes to.
-        settled: accepted events whose every delivery has an outcome.
-        pending: accepted events that are in flight.
-        rejected: events that were refused as invalid.
-        dropped: events that a full bus or a processor dropped.
-        dropped_after: those of them that had been accepted (``DROP_OLDEST``).
-        deliveries: outcomes of settled events, skipped ones included.
-        failures: deliveries that failed for good.
-        retries: attempts that were scheduled after a failed one.
-        redriven: dead letters whose redrive went well.
-        dead_letters: the size of the queue.
-        dead_letters_evicted: dead letters that a full queue let go.
-        subscriptions: subscriptions that exist.
-        subscriptions_active: those that are not paused.
-        threads_busy: worker threads that run a handler.
-        threads_abandoned: those whose delivery has timed out.
-        threads_limit: ``max_concurrent_handlers``.
-        max_pending_events: the bound on ``pending``.
-        overflow_policy: what happens there.
-        system_events: events of the bus itself.
-        system_dropped: those that were dropped because too many were in flight.
-        audit_enabled: whether there is an audit log.
-        audit_failures: outcomes that it could not record.
-        metrics_enabled: whether there is a metrics back end.
-        metrics_errors: calls in which it failed.
-        metrics: the snapshot of ``InMemoryMetrics``; None with another back end.
-    """
-
-    state: str
-    accepted: int
-    settled: int
-    pending: int
-    rejected: int
-    dropped: int
-    dropped_after: int
-    deliveries: int
-    failures: int
-    retries: int
-    redriven: int
-    dead_letters: int
-    dead_letters_evicted: int
-    subscriptions: int
-    subscriptions_active: int
-    threads_busy: int
-    threads_abandoned: int
-    threads_limit: int
-    max_pending_events: int
-    overflow_policy: str
-    system_events: int
-    system_dropped: int
-    audit_enabled: bool
-    audit_failures: int
-    metrics_enabled: bool
-    metrics_errors: int
-    metrics: dict[str, Any] | None
 
 
 class EventDetails(TypedDict, total=False):
@@ -220,7 +154,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         self._reporter = Reporter(audit, self._bus_metrics, self.dead_letters, self.redactor)
         self._runtime: Runtime | None = None
         self._threads: WorkerThreads | None = None  # those of the last run too: stuck ones outlive it
-        self._redriving: set[str] = set()
+        self._redriver = Redriver(self.dead_letters, self._reporter, self._counters, self._subscriptions)
         self._streams: weakref.WeakSet[EventStream[Any]] = weakref.WeakSet()
         self._from_threads: set[concurrent.futures.Future[Receipt]] = set()
 
@@ -615,21 +549,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             RedriveError: when it cannot be redriven: too many attempts, the subscription is gone, it
                 runs already, its last attempt still runs, or the event was never accepted.
         """
-        runtime = self._running("redrive")
-        letter = self.dead_letters.get(letter_id)
-        if letter.reason is FailureReason.ALL_HANDLERS_FAILED:
-            return await self._redrive_event(letter, max_attempts)
-        receipt, rerun = self._rerun(runtime, letter, max_attempts)
-        self._redriving.add(letter_id)
-        try:
-            outcome = await runtime.rerun_here(receipt, rerun)
-        finally:
-            self._redriving.discard(letter_id)
-        if not outcome.failed:
-            self._counters.redriven += 1
-            self._reporter.redriven(letter)
-            self._forget_summary(letter.event.event_id)
-        return receipt.outcomes_now()
+        return await self._redriver.redrive(self._running("redrive"), letter_id, max_attempts)
 
     async def redrive_all(
         self,
@@ -657,48 +577,6 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             except (RedriveError, LookupError):
                 continue
         return outcomes
-
-    def _rerun(self, runtime: Runtime, letter: DeadLetter, max_attempts: int) -> tuple[Receipt, Rerun]:
-        name, event = letter.subscription, letter.event
-        subscription = self._subscriptions.get(name) if name is not None else None
-        refusal = None
-        if name is None:
-            refusal = "the event was never accepted; correct it and emit it again"
-        elif subscription is None or not subscription.open:
-            refusal = f"its subscription {name} is gone or paused"
-        elif letter.attempts >= max_attempts:
-            refusal = f"{letter.attempts} attempts were made and max_attempts is {max_attempts}"
-        elif letter.letter_id in self._redriving:
-            refusal = "it is being redriven"
-        elif runtime.threads.is_stuck(event.event_id, name):
-            refusal = "the thread of its last attempt still runs"
-        if refusal is not None or subscription is None:
-            raise RedriveError(f"dead letter {letter.letter_id} cannot be redriven: {refusal}")
-        receipt = Receipt(event)
-        receipt.system = receipt.begun = receipt.passed = True
-        receipt.plan, receipt.retrying = (subscription,), 1
-        receipt.results = [Outcome(subscription.name, OutcomeState.SKIPPED)]
-        return receipt, Rerun(receipt, 0, subscription, letter.attempts + 1, letter)
-
-    async def _redrive_event(self, summary: DeadLetter, max_attempts: int) -> Outcomes:
-        letters = [
-            letter
-            for letter in self.dead_letters
-            if letter.event.event_id == summary.event.event_id and letter.subscription is not None
-        ]
-        if not letters:
-            self.dead_letters.remove(summary.letter_id)
-        outcomes = [
-            o for each in letters for o in (await self.redrive(each.letter_id, max_attempts=max_attempts)).values()
-        ]
-        plan = [self._subscriptions[outcome.subscription] for outcome in outcomes]
-        return Outcomes(summary.event, plan, outcomes)
-
-    def _forget_summary(self, event_id: str) -> None:
-        """Not all handlers of an event have failed any more: the letter that said so goes."""
-        for letter in self.dead_letters.list(reason=FailureReason.ALL_HANDLERS_FAILED):
-            if letter.event.event_id == event_id:
-                self.dead_letters.remove(letter.letter_id)
 
     # Looking at it
 

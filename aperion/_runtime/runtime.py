@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from aperion._runtime.reporter import Reporter
+    from aperion._runtime.stats import Counters
     from aperion._threads import Job
     from aperion.delivery import Subscription
     from aperion.protocols import Middleware
@@ -87,25 +88,6 @@ class DrainReport:
     def ok(self) -> bool:
         """Whether everything settled in time."""
         return not self.unfinished
-
-
-@dataclass(slots=True)
-class Counters:
-    """What a bus has counted since it was made; system events stand apart."""
-
-    # Mutable: every field, on the loop's thread. accepted == settled + dropped_after + pending, always.
-    accepted: int = 0
-    settled: int = 0
-    rejected: int = 0
-    dropped: int = 0
-    dropped_after: int = 0
-    deliveries: int = 0
-    failures: int = 0
-    retries: int = 0
-    redriven: int = 0
-    system_events: int = 0
-    system_dropped: int = 0
-    tap_errors: int = 0
 
 
 class Runtime:
