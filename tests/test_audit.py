@@ -30,7 +30,8 @@ import aperion
 from aperion.audit import AuditLog
 from aperion.audit import record as records
 from aperion.audit.files import LogFile
-from aperion.audit.ring import HEADER, Ring, lock
+from aperion.audit.recovery import recover
+from aperion.audit.ring import HEADER, Ring, leftover, lock
 from aperion.audit.writer import Writer
 from aperion.delivery import Attempt, Outcome, OutcomeState
 
@@ -407,6 +408,29 @@ def test_any_text_without_a_lone_surrogate_is_read_back_as_it_was(text: str) -> 
     assert json.loads(records.line({"payload": {"text": text}}))["payload"]["text"] == text
 
 
+def test_a_delete_alone_is_escaped_too() -> None:
+    assert records.line({"text": "a\x7fb"}) == b'{"text":"a\\u007fb"}\n'
+
+
+class SuspiciousRedactor(aperion.Redactor):
+    """Hides every text that it is shown."""
+
+    def redact_text(self, text: str) -> str:
+        return "[HIDDEN]"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["4111111111111111", "4111-1111-1111-1111", "n1234567", "ada@example.com", "pw:x", "a=b", "x" * 60, "a\n", "é", ""],
+)
+async def test_only_what_is_plainly_an_identifier_is_not_shown_to_the_redactor(path: Path, key: str) -> None:
+    async with open_log(path, redactor=SuspiciousRedactor()) as log:
+        log.accepted(placed(key=key, source="shop.web", correlation_id="order-42"))
+
+    [line] = read(path)
+    assert (line["key"], line["source"], line["correlation_id"]) == ("[HIDDEN]", "shop.web", "order-42")
+
+
 async def test_what_is_too_large_for_the_ring_leaves_a_record_that_says_so(path: Path) -> None:
     event = aperion.Event("audit_user.seen", {"text": "x" * 50_000}, key="k y" * 20_000)
 
@@ -756,16 +780,75 @@ async def test_a_log_that_was_moved_away_meanwhile_does_not_lose_the_ring(path: 
     assert [line for line in read(path) if line.get("seq") == 9] == [{"seq": 9}] * (content or b"").count(b"9")
 
 
-async def test_a_log_that_was_emptied_meanwhile_does_not_lose_the_ring(path: Path) -> None:
+@pytest.mark.parametrize(("size", "kept"), [(0, 0), (len(LINES[0]), 1), (len(LINES[0]) + 5, 1)])
+async def test_a_log_that_was_cut_meanwhile_does_not_lose_the_ring(path: Path, size: int, kept: int) -> None:
     path.parent.mkdir()
     path.write_bytes(LINES[0] * 20)
     crash(path, LINES)
-    os.truncate(path, 0)
+    os.truncate(path, size)
 
     async with open_log(path):
         pass
 
-    assert path.read_bytes() == WHOLE
+    assert orders(path) == ["1"] * kept + ["1", "2", "3"]
+
+
+class BreakingFile(LogFile):
+    """A file that takes half of what it should, and then fails."""
+
+    __slots__ = ()
+
+    def write_all(self, content: bytes) -> None:
+        super().write_all(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+
+async def test_recovery_into_another_file_that_is_cut_short_can_be_done_again(path: Path) -> None:
+    crash(path, LINES)
+    path.rename(path.with_name("moved.jsonl"))
+    path.write_bytes(b'{"seq":9}\n' * 30)
+    ring_path = path.with_name("events.jsonl.ring")
+    fd = lock(ring_path, path)
+    with contextlib.closing(BreakingFile(path)) as file, pytest.raises(OSError, match="No space"):
+        recover(ring_path, fd, file)
+    os.close(fd)
+
+    async with open_log(path):
+        pass
+
+    assert path.read_bytes() == b'{"seq":9}\n' * 30 + WHOLE
+
+
+FORKING = """
+import os, sys, time
+import anyio, aperion
+
+async def main():
+    log = aperion.AuditLog(sys.argv[1])
+    await log.start()
+    log.accepted(aperion.Event("audit_order.placed", {"order": "1"}))
+    if os.fork() == 0:
+        os.close(1)
+        sys.stdin.read()  # lives on
+        os._exit(0)
+    os.write(1, b"forked")
+    os.kill(os.getpid(), 9)
+
+anyio.run(main)
+"""
+
+
+async def test_a_child_that_outlives_its_killed_parent_does_not_keep_the_log_locked(path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKING, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()) as process:
+        assert process.stdout is not None
+        assert await anyio.to_thread.run_sync(process.stdout.read) == b"forked"
+        process.wait(30)
+
+        async with open_log(path):
+            pass
+
+    assert orders(path) == ["1"]
 
 
 async def test_a_ring_that_its_process_had_not_begun_to_use_is_taken_over(path: Path) -> None:
@@ -956,16 +1039,19 @@ async def test_another_process_that_took_the_place_of_a_removed_ring_is_reported
         await log.start()
         elsewhere = path.with_name("thief")
         thief = Ring(elsewhere, lock(elsewhere, path), SMALL, (1, 1), 0)
+        thief.beyond = lambda _end: None
+        thief.put(LINES[0])  # and was killed before it wrote that
         elsewhere.replace(ring)
         error = await refused(log, placed())
-        ring.unlink()
         thief.close()
         await until(lambda: log.stats().available)
         log.accepted(placed("after"))
         await log.aclose()
 
     assert f"process {os.getpid()} writes it" in error.reason
-    assert orders(path)[-1] == "after"
+    found = orders(path)
+    assert found[-1] == "after"
+    assert found.count("1") == 1
 
 
 async def test_lines_that_somebody_else_appends_do_not_disturb(path: Path) -> None:
@@ -1085,3 +1171,112 @@ async def test_writes_that_are_cut_short_or_fail_lose_nothing_and_repeat_nothing
 
     assert path.read_bytes() == b"".join(told)
     assert writer.failures > 0
+
+
+class HalfFile(LogFile):
+    """A file on a disk that is full in the middle of a line, until there is room."""
+
+    __slots__ = ("room",)
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.room = threading.Event()
+
+    def write(self, pieces: Sequence[Any]) -> int:
+        if self.room.is_set():
+            return super().write(pieces)
+        if self.size >= 30:
+            raise OSError(28, "No space left on device")
+        return super().write([pieces[0][:30]])
+
+
+async def test_a_line_in_two_halves_becomes_whole_when_the_ring_is_replaced_between_them(
+    path: Path, wired: Callable[[type[LogFile]], tuple[Any, Ring, Writer]]
+) -> None:
+    file, ring, writer = wired(HalfFile)
+
+    with anyio.fail_after(20):
+        ring.put(LINES[0])
+        await until(lambda: writer.failure)
+        ring.path.unlink()
+        file.room.set()
+        await until(lambda: ring.head == ring.tail)
+        await anyio.to_thread.run_sync(writer.stop)
+
+    assert orders(path) == ["1"]
+    assert path.with_name("events.jsonl.torn").read_bytes() == LINES[0][:30] + b"\n"
+
+
+async def test_a_line_in_two_halves_becomes_whole_when_the_log_is_moved_between_them(
+    path: Path, wired: Callable[[type[LogFile]], tuple[Any, Ring, Writer]]
+) -> None:
+    file, ring, writer = wired(HalfFile)
+
+    with anyio.fail_after(20):
+        ring.put(LINES[0])
+        await until(lambda: writer.failure)
+        path.rename(path.with_name("moved.jsonl"))
+        file.room.set()
+        await until(lambda: ring.head == ring.tail)
+        await anyio.to_thread.run_sync(writer.stop)
+
+    assert orders(path) == ["1"]
+    assert path.with_name("moved.jsonl").read_bytes() == LINES[0][:30]
+
+
+async def test_the_last_lines_do_not_go_into_a_file_that_was_removed(
+    path: Path, wired: Callable[[type[LogFile]], tuple[Any, Ring, Writer]]
+) -> None:
+    file, ring, writer = wired(StalledFile)
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            ring.put(LINES[0])
+            await anyio.to_thread.run_sync(file.reached.wait, 10)
+            path.unlink()
+            ring.put(LINES[1])
+            group.start_soon(anyio.to_thread.run_sync, writer.stop)
+            await until(lambda: writer._stopping)
+            file.go.set()
+
+    assert orders(path) == ["2"]
+
+
+async def test_after_lines_of_somebody_else_the_ring_says_where_the_next_one_belongs(
+    path: Path, wired: Callable[[type[LogFile]], tuple[Any, Ring, Writer]]
+) -> None:
+    _, ring, writer = wired(LogFile)
+
+    with anyio.fail_after(20):
+        ring.put(LINES[0])
+        await until(lambda: ring.head == ring.tail)
+        with path.open("ab") as other:
+            other.write(b'{"kind":"foreign"}\n')
+        await until(lambda: ring.origin)
+        ring.put(LINES[1])
+        await until(lambda: ring.head == ring.tail)
+        await anyio.to_thread.run_sync(writer.stop)
+
+    found = leftover(os.open(ring.path, os.O_RDONLY), ring.path, path)
+    assert found is not None
+    assert found.offset == path.stat().st_size
+
+
+def test_a_ring_goes_over_to_a_new_file_when_it_is_empty_and_not_before(path: Path) -> None:
+    path.parent.mkdir()
+    new = path.with_name("new")
+    ring = Ring(path, lock(path, path), SMALL, (1, 1), 0)
+    ring.beyond = lambda _end: None
+    ring.put(LINES[0])
+    ring.path = new
+    ring.prepare(lock(new, path))
+
+    early = ring.renew()
+    ring.advance(len(LINES[0]))
+    late = ring.renew()
+    ring.put(LINES[1])
+
+    assert (early, late) == (False, True)
+    found = leftover(os.open(new, os.O_RDONLY), new, path)
+    assert found is not None
+    assert (found.content, found.offset) == (LINES[1], len(LINES[0]))

@@ -29,7 +29,6 @@ _PLAIN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[A-Za-z][A-Za-
 _ODD = re.compile(r"[^ -~\n]+")
 _DELETE: Final = 0x7F
 """ASCII, and yet no character that a terminal should get."""
-_DEEPEST = 200
 _LONGEST_NUMBER = 14_000
 """Bits; ``str`` refuses an integer of more than 4,300 digits, and ``hex`` does not."""
 _LONGEST_CUT = 256
@@ -139,8 +138,8 @@ def _as_escapes(match: re.Match[str]) -> str:
 
 def _slowly(fields: dict[str, Any]) -> bytes:
     try:
-        return _dumped({name: _plain(value, 0) for name, value in fields.items()})
-    except Exception:  # noqa: BLE001 - whatever a value does, the rest of the record is written
+        return _dumped({name: _plain(value) for name, value in fields.items()})
+    except Exception:  # noqa: BLE001 - whatever a value does, however deep it is, the rest is written
         return _dumped({name: _plain_or_marker(value) for name, value in fields.items()})
 
 
@@ -156,25 +155,25 @@ def _marker(value: object) -> str:
     return f"<{type(value).__name__}>"
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _plain(value: Any) -> Any:
     """Return what ``json.dumps`` writes, whatever the value is."""
     if isinstance(value, str):
         return _text(value)
     if value is None or isinstance(value, bool | int | float):
         return _number(value)
-    return _marker(value) if depth > _DEEPEST else _composed(value, depth)
-
-
-def _composed(value: Any, depth: int) -> Any:
     if isinstance(value, dict):
-        return _mapping(value, depth)
+        return _mapping(value)
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, depth + 1) for item in value]
+        return [_plain(item) for item in value]
+    return _unknown(value)
+
+
+def _unknown(value: object) -> object:
     try:
         known = jsonable(value)
     except Exception:  # noqa: BLE001 - its class is all that can be told
         return _marker(value)
-    return _plain(known, depth + 1)
+    return _plain(known)
 
 
 def _text(value: str) -> str:
@@ -190,15 +189,15 @@ def _number(value: float | None) -> object:
     return value
 
 
-def _mapping(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+def _mapping(value: dict[Any, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for key, item in value.items():
-        shown[_unused(_key(key), shown)] = _plain(item, depth + 1)
+        shown[_unused(_key(key), shown)] = _plain(item)
     return shown
 
 
 def _key(key: object) -> str:
-    plain = _plain(key, _DEEPEST)
+    plain = _plain(key)
     return plain if isinstance(plain, str) else json.dumps(plain)
 
 

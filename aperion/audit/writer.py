@@ -144,8 +144,7 @@ class Writer:
     def _failed(self, reason: str) -> None:
         self.failure = reason
         self.failures += 1
-        self._ring.mark = -1
-        self._look_at = 0.0
+        self._look_at = 0.0  # the files may be the reason
 
     def _move_batch(self) -> bool:
         pieces = self._ring.pending(self._batch)
@@ -199,7 +198,7 @@ class Writer:
         Called from a thread that may wait. A disk that stands still is given up after ten seconds; the
         thread then lives on.
         """
-        self._look_at = 0.0
+        self._look_at = 0.0  # one more look: the last lines must not go into a file that was removed
         self._stopping = True
         written = -1
         while self._thread.is_alive() and written != self.bytes_written:
