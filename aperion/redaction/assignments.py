@@ -10,31 +10,32 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.keys import flattened
-from aperion.redaction.markers import REDACTED
+from aperion.redaction.marks import FIRST, LAST
+from aperion.redaction.notations import hide_cookies
+from aperion.redaction.vendors import may_hold_key
 
 if TYPE_CHECKING:
     from aperion.redaction.keys import Keys
+    from aperion.redaction.marks import Hide
 
 _NAMED = re.compile(
     r"""(?<![\w.\-])
     (?P<name>[\w.\-]++)
     (?P<slashes>\\*+)(?P<quote>["'`]?)[)\]]?
-    [ \t]{0,8}(?P<sign>=>|[:?]=|={1,3}|:(?!:|//))          # neither a::b nor http://
+    [ \t]{0,8}(?P<sign>=>|:{1,3}=|[?.+|]=|={1,3}|\|\|:|:(?!:|//))   # neither a::b nor http://
     (?:\s{0,64}+(?=[bBrRuUfF]{0,2}\\{0,8}["'`])|[ \t]{0,64}+)""",
     re.VERBOSE,
 )
 _SIGN = re.compile("[:=]")
+_SCHEMES: Final = "bearer|basic|token|digest|apikey|api-key|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
+_SCHEME = re.compile(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNORECASE)
 _WORDS_BEFORE = re.compile(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number
 _OPENING = re.compile(r"""[bBrRuUfF]{0,2}(?P<slashes>\\{0,8})(?P<quote>\"{3}|'{3}|["'`])""")
-_MARKER: Final = r"\[REDACTED[A-Z0-9_]{0,48}\]"
-_AT_MARKER = re.compile(_MARKER)
 _NOTHING = re.compile(r"(?:None|null|nil|undefined)(?![^\s,;&)\]}\"'`<\\])")
 _PLAIN = re.compile(
-    rf"""(?:(?i:bearer|basic|token|digest|apikey|negotiate|ntlm|jwt|oauth)[ \t]{{1,8}}+)?
-    (?:{_MARKER}
-      |[^\s,;&)\]}}"'`><\\]
-      |[,;&](?!\s|\Z|["']|[\w.\-]{{1,64}}["']?\s?[=:])     # inside a value, not before the next name
-      |[)\]}}"'`>](?!\s|\Z|[)\]}}"'`>,;:.]|\\["'n])        # inside a value, not at the end of it
+    r"""(?:[^\s,;&)\]}"'`><\\]
+      |[,;&](?!\s|\Z|["']|[\w.\-]{1,64}["']?\s?[=:])     # inside a value, not before the next name
+      |[)\]}"'`>](?!\s|\Z|[)\]}"'`>,;:.]|\\["'n])        # inside a value, not at the end of it
       |<(?!/)
       |\\++(?!["'`])
     )*+""",
@@ -43,16 +44,24 @@ _PLAIN = re.compile(
 _ANNOTATED = re.compile(  # the rest of 'password: str | None = "…"'
     r"\]{0,4}(?:[ ]\|[ ][\w.\[\]]{1,64}){0,4}[ \t]{0,8}=(?!=)[ \t]{0,8}"
 )
+_DONE = re.compile(f"[{FIRST}-{LAST}][.!?:]*")
 _STRUCTURE = re.compile(r"""[\[({\])}]|\\{0,8}["'`]""")
 _LINE_END = re.compile(r"[\r\n]|\Z")
 
 _INPUT_OF_PYDANTIC = "input_value"
 _LONGEST_PHRASE = 50
-_WHOLE_LINES: Final = ("authorization", "cookie", "passphrase", "mnemonic", "phrase")
+_COOKIES: Final = ("cookie", "cookies")
+_RANDOM = re.compile(  # fourteen characters or more, with a digit and a letter among them
+    r"""[\"'`]{0,4}(?=[^A-Za-z\s"'`]{0,64}[A-Za-z])(?=[^\d\s"'`]{0,64}\d)[\w=.+/:~\-]{14,512}+(?=[\s"'`;,&)\]}\\<]|\Z)
+    |[\\"'`]{0,4}[0-9a-f]{8}:[0-9a-f]{8}(?!\w)""",
+    re.VERBOSE,
+
+)
+_WHOLE_LINES: Final = ("authorization", *_COOKIES, "passphrase", "mnemonic", "phrase")
 """The ends of names whose values have several words when they are not quoted."""
 
 
-def hide_assigned(text: str, keys: Keys) -> str:
+def hide_assigned(text: str, keys: Keys, hide: Hide) -> str:
     """Return a text with the value of each sensitive name replaced."""
     pieces: list[str] = []
     at = position = 0
@@ -60,10 +69,37 @@ def hide_assigned(text: str, keys: Keys) -> str:
     while _SIGN.search(text, position) and (named := _NAMED.search(text, position)) is not None:
         position = named.end()
         if _is_sensitive(named, keys):
-            start, end, value = _found(text, named)
-            pieces += text[at:start], value
-            at = position = max(end, position)
+            start, end = _found(text, named)
+            if end > start:
+                pieces += text[at:start], _hidden(text[start:end], named, hide)
+                at = end
+            position = max(end, position)
+        elif (end := _random_end(text, named)) > position:
+            pieces += text[at:position], hide("KEY", text[position:end])
+            at = position = end
     return "".join([*pieces, text[at:]]) if pieces else text
+
+
+def _random_end(text: str, named: re.Match[str]) -> int:
+    """Return the end of a random value under the name of a service, as in 'plaid_client: 5f3a…', or 0."""
+    if not may_hold_key(named["name"]):
+        return 0
+    value = _RANDOM.match(text, named.end())
+    return value.end() if value is not None else 0
+
+
+def _hidden(value: str, named: re.Match[str], hide: Hide) -> str:
+    if len(value) > 1 and _DONE.fullmatch(value) is not None:
+        return value  # hidden by another rule; the rest ends a sentence
+    scheme = _SCHEME.match(value)
+    if scheme is not None:
+        return scheme[0] + hide("KEY", value[scheme.end() :])
+    if flattened(named["name"]).endswith(_COOKIES):
+        return hide_cookies(value, hide)
+    mark = named["slashes"] + named["quote"]
+    if mark and named["sign"] == ":" and not _OPENING.match(named.string, named.end()):
+        return f"{mark}{hide('KEY', value)}{mark}"  # JSON stays JSON
+    return hide("KEY", value)
 
 
 def _is_sensitive(named: re.Match[str], keys: Keys) -> bool:
@@ -91,20 +127,13 @@ def _before(named: re.Match[str]) -> str:
     return named.string[named.start() - 1 : named.start()]
 
 
-def _found(text: str, named: re.Match[str]) -> tuple[int, int, str]:
-    """Return where a value starts and ends, and what to write there."""
+def _found(text: str, named: re.Match[str]) -> tuple[int, int]:
+    """Return where a value starts and ends."""
     at = named.end()
     opening = _OPENING.match(text, at)
     if opening is not None:
-        end = _quoted_end(text, opening)
-        return opening.end(), end, REDACTED if end > opening.end() else ""
-    end = _bare_end(text, at, named)
-    if end == at:
-        return at, at, ""
-    if named["quote"] and named["sign"] == ":":  # JSON stays JSON
-        mark = named["slashes"] + named["quote"]
-        return at, end, f"{mark}{REDACTED}{mark}"
-    return at, end, REDACTED
+        return opening.end(), _quoted_end(text, opening)
+    return at, _bare_end(text, at, named)
 
 
 def _quoted_end(text: str, opening: re.Match[str]) -> int:
@@ -137,12 +166,13 @@ def _closing(text: str, start: int, quote: str, depth: int, limit: int) -> int:
 def _bare_end(text: str, at: int, named: re.Match[str]) -> int:
     if _NOTHING.match(text, at):
         return at
-    if text[at : at + 1] in ("[", "{", "(") and not _AT_MARKER.match(text, at):
+    if text[at : at + 1] in ("[", "{", "("):
         # Prose leaves a parenthesis open; it ends with the line.
         at = _bracket_end(text, at, len(text) if text[at] != "(" else _line_end(text, at))
     elif named["sign"] == ":" and not named["quote"] and flattened(named["name"]).endswith(_WHOLE_LINES):
         return _rest_of_line(text, at, _before(named))
-    end = _plain_end(text, at)
+    scheme = _SCHEME.match(text, at)
+    end = _plain_end(text, at if scheme is None else scheme.end())
     annotated = _ANNOTATED.match(text, end) if named["sign"] == ":" else None
     if annotated is None:
         return end

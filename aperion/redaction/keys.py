@@ -28,7 +28,7 @@ _SUFFIXES: Final = _joined("""
     admin key, service key, service account key, server key, webhook key, license key, licence key
     subscription key, functions key, deploy key, vault key, unseal key, recovery key, key material
     aws key, gcp key, google key, azure key, github key, stripe key, openai key, anthropic key, twilio key
-    sendgrid key, mailgun key, datadog key
+    sendgrid key, mailgun key, datadog key, cloud key
     authorization, basic auth, http auth, proxy auth, user auth
     cookie, session id, sess id, credential, cred, creds
     connection string, conn string, conn str, connection url, connection uri, dsn, jdbc url, broker url

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aperion.errors import ConfigurationError
 from aperion.redaction.keys import Keys, flattened
-from aperion.redaction.markers import FAILED
+from aperion.redaction.markers import FAILED, REDACTED
 from aperion.redaction.text import TextRules
 from aperion.redaction.tracebacks import message_of, traceback_of
 from aperion.redaction.walk import Limits, Rules, Walk
@@ -56,7 +56,7 @@ class Redactor:
         self._max_text = max_text
         limits = Limits(max_depth, max_nodes)
         public = Rules(_hides_nothing, _as_it_is, limits, markers=enabled)
-        text = TextRules(keys, max_text)
+        text = TextRules(keys, max_text, _mask)
         self._rules = Rules(keys.hides, text.redact, limits, public=public) if enabled else public
 
     @property
@@ -123,3 +123,7 @@ def _hides_nothing(_name: str) -> bool:
 
 def _as_it_is(text: str) -> str:
     return text
+
+
+def _mask(kind: str, _value: str) -> str:
+    return REDACTED if kind == "KEY" else f"[REDACTED_{kind}]"

@@ -1,0 +1,207 @@
+"""Find addresses of people and machines: e-mail, IP, MAC, IBAN, and those of crypto currencies."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import AddressValueError, IPv6Address
+from typing import TYPE_CHECKING, Final
+
+from aperion.redaction.checks import base58_payload, iban_length, is_bech32, is_iban
+
+if TYPE_CHECKING:
+    from aperion.redaction.marks import Hide
+
+# RFC 5321 and RFC 6531: letters of every script. A local part has 64 octets at most; longer ones are met in logs.
+_LOCAL: Final = r"[^\s@<>()\[\]{},;:\"'`\\=|?*/&#]"
+_DOMAIN: Final = r"(?:(?!-)[^\W_](?:[\w\-]{0,62}+)\.){1,12}(?P<top>xn--[a-z0-9\-]{2,59}|[^\W\d_]{2,63})(?![\w\-])"
+_EMAIL = re.compile(
+    rf"""(?P<local>\"[^"\n]{{1,64}}\"|(?<!{_LOCAL}){_LOCAL}{{1,256}}+)
+    [@＠]
+    (?P<domain>{_DOMAIN}|\[(?:\d{{1,3}}\.){{3}}\d{{1,3}}\]|\[IPv6:[0-9A-Fa-f:.]{{2,45}}\])""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_ENCODED_EMAIL = re.compile(  # in a URL, in HTML, in JSON
+    rf"(?<![\w.+\-])[\w.+\-]{{1,256}}+(?:%40|&\#64;|&\#x40;|&commat;|\\u0040){_DOMAIN}", re.IGNORECASE
+)
+_ENCODED_AT: Final = ("%40", "&#", "&commat;", "\\u0040")
+_NO_MAIL: Final = frozenset(
+    "png jpg jpeg gif svg webp avif ico bmp css js mjs ts tsx jsx json html htm yml yaml toml xml txt csv pdf zip gz "
+    "tar whl service socket timer mount target slice scope device".split()
+)
+_NO_PERSON: Final = frozenset({"git", "hg", "svn", "gitlab-ci-token", "x-access-token"})
+_REMOTE_PATH = re.compile(r":(?!\d{1,5}(?:\D|\Z))[\w~.\-]+/")
+_VERSIONED = re.compile(r"v?\d+\.\d+(?:\.\d+)*-")
+
+_IPV4 = re.compile(
+    r"""(?<![\w.])(?<![\d.][\-+~])
+    (?:(?:25[0-5]|2[0-4]\d|1\d\d|0?[1-9]\d|0{0,2}\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|0?[1-9]\d|0{0,2}\d)
+    (?![\w])(?!\.\w)(?!-[\w.]*\w\.)""",
+    re.VERBOSE,
+)
+_DOTTED = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.")
+_BEFORE_VERSION = re.compile(
+    r"""(?:\b(?:v|ver|vers|version|versions|release|releases|released|rel|rev|revision|build|builds|firmware|fw|kernel
+            |driver|bios|sdk|patch|patched|tag|tagged|upgrade|upgraded|upgrading|update|updated|updating|downgrade
+            |downgraded|bump|bumped|package|oid|section|chapter|clause|paragraph|appendix|figure|table|step|annex
+            |agentversion|assemblyversion|fileversion|productversion|appversion|app_version)
+        (?:[ ]?(?:number|no|no\.|from|to|is|was|of|at))?[ ]?["'`]{0,2}[ \t]{0,3}[:=]?[ \t]{0,3}["'`(\[]{0,2}v?
+      |§[ ]?|[=<>~^!]=[ ]{0,2}v?|[~^][ ]?|\b[A-Za-z][\w+.\-]*/v?|[A-Za-z][\w.]*[\-_@]v?
+      |\b[vV][ .]?)\Z""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_RANGE_OF_VERSIONS = re.compile(r"[ ]?(?:->|→|to|\.\.|and|or|[,/])[ ]?v?\Z")
+_HOSTS_BEFORE_SLASH: Final = ("ip", "ips", "host", "addr", "address", "hosts", "ipv4", "from", "client", "server", "src", "dst")
+_LONGEST_BEFORE: Final = 40
+
+_COLONS = re.compile(r"(?<![\w.])(?:[0-9A-Fa-f]{0,4}:){2,8}[0-9A-Fa-f.]{0,15}(?:%[\w.\-]{1,16})?(?![\w:])")
+_FEWEST_COLONS: Final = 2
+_ALL_GROUPS: Final = 7
+
+_MAC = re.compile(
+    r"""(?<![\w:.\-])(?:
+      [0-9A-Fa-f]{2}(?P<mark>[:\-])(?:[0-9A-Fa-f]{2}(?P=mark)){4}[0-9A-Fa-f]{2}
+     |[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}
+    )(?![\w:\-])(?!\.\w)""",
+    re.VERBOSE,
+)
+_IBAN = re.compile(r"(?<![A-Za-z0-9])(?P<country>[A-Za-z]{2})\d{2}(?:[ \-]?[A-Za-z0-9]){11,30}+")
+_BREAKS = re.compile(r"[ \-]")
+
+_BASE58: Final = "1-9A-HJ-NP-Za-km-z"
+_COIN = re.compile(
+    rf"""(?<![A-Za-z0-9])(?:
+      (?P<base58>[13LMDAXTtmn2579KQc][{_BASE58}]{{25,51}})
+     |(?P<extended>[xyztuv](?:pub|prv)[{_BASE58}]{{107,108}})
+     |(?P<bech32>(?:bc|tb|ltc|addr|cosmos|osmo|bnb|terra|secret|kava|juno|stake|inj|celestia|lnbc|bcrt)1
+        [ac-hj-np-z02-9]{{11,120}}|BC1[AC-HJ-NP-Z02-9]{{11,87}})
+     |(?P<ether>0x[0-9a-fA-F]{{40}}(?:[0-9a-fA-F]{{24}})?)
+     |(?P<monero>[48][0-9AB][{_BASE58}]{{93}})
+    )(?![A-Za-z0-9])""",
+    re.VERBOSE,
+)
+_ADDRESS: Final = 42
+"""Characters of an Ethereum address with its ``0x``; a private key has 66, and so has the hash of a block."""
+
+
+def hide_emails(text: str, hide: Hide) -> str:
+    """Return a text with its e-mail addresses hidden."""
+    if "@" in text or "＠" in text:
+        text = _EMAIL.sub(lambda found: _email(found, hide), text)
+    if ("%" in text or "&" in text or "\\" in text) and any(at in text for at in _ENCODED_AT):
+        text = _ENCODED_EMAIL.sub(lambda found: hide("EMAIL", found[0]), text)
+    return text
+
+
+def _email(found: re.Match[str], hide: Hide) -> str:
+    local, text = found["local"], found.string
+    if (found["top"] or "").lower() in _NO_MAIL or _VERSIONED.match(found["domain"]):
+        return found[0]
+    if local in _NO_PERSON or _REMOTE_PATH.match(text, found.end()):
+        return found[0]  # where a repository is: git@github.com:org/project.git
+    if text[max(0, found.start() - 3) : found.start()] == "://":
+        return found[0]  # the user of a URL
+    cut = len(local) - len(local.lstrip(".!$%-+'~^"))
+    if cut == len(local):
+        return found[0]
+    return local[:cut] + hide("EMAIL", found[0][cut:])
+
+
+def hide_machines(text: str, hide: Hide) -> str:
+    """Return a text with its MAC and IP addresses hidden."""
+    if ":" in text or "-" in text or "." in text:
+        text = _MAC.sub(lambda found: hide("MAC", found[0]), text)
+    if text.count(":") >= _FEWEST_COLONS:
+        text = _COLONS.sub(lambda found: _ipv6(found, hide), text)
+    if _DOTTED.search(text) is not None:
+        text = _without_ipv4(text, hide)
+    return text
+
+
+def _ipv6(found: re.Match[str], hide: Hide) -> str:
+    written = found[0]
+    stripped = written.rstrip(".")
+    if stripped.endswith(":") and not stripped.endswith("::"):
+        stripped = stripped[:-1]
+    if not _is_ipv6(stripped, found):
+        return written
+    return hide("IP", stripped) + written[len(stripped) :]
+
+
+def _is_ipv6(written: str, found: re.Match[str]) -> bool:
+    address = written.partition("%")[0]
+    try:
+        IPv6Address(address)
+    except AddressValueError:
+        return False
+    if address.count(":") == _ALL_GROUPS and "::" not in address:
+        return True
+    if not any(char.isdigit() for char in address):
+        # A::B is a name in C++ and Perl; these are none.
+        return address.lower().startswith(("fe", "fc", "fd", "ff")) and len(address) > 4  # noqa: PLR2004
+    # a[::2] and x[1::2] take every second item.
+    before, after = found.string[: found.start()][-2:], found.string[found.end() : found.end() + 1]
+    return not (before.endswith("[") and before[:1].isidentifier() and after == "]")
+
+
+def _without_ipv4(text: str, hide: Hide) -> str:
+    pieces: list[str] = []
+    at = last = 0
+    was_version = False
+    for found in _IPV4.finditer(text):
+        start, end = found.span()
+        goes_on = was_version and _RANGE_OF_VERSIONS.match(text, last, start) is not None
+        was_version, last = goes_on or _is_version(text, start), end
+        if not was_version:
+            pieces += text[at:start], hide("IP", found[0])
+            at = end
+    return "".join([*pieces, text[at:]]) if pieces else text
+
+
+def _is_version(text: str, start: int) -> bool:
+    """Tell a version of four parts from an address by what stands before it."""
+    before = text[max(0, start - _LONGEST_BEFORE) : start]
+    found = _BEFORE_VERSION.search(before)
+    if found is None:
+        return False
+    product = found[0].rstrip("vV")
+    if product.endswith("/"):
+        return product[:-1].lower() not in _HOSTS_BEFORE_SLASH and not before[: found.start()].endswith(("//", "."))
+    return not product.endswith("@") or product[:-1].isdigit()
+
+
+def hide_accounts(text: str, hide: Hide) -> str:
+    """Return a text with its IBANs and the addresses and keys of crypto currencies hidden."""
+    text = _IBAN.sub(lambda found: _iban(found, hide), text)
+    return _COIN.sub(lambda found: _coin(found, hide), text)
+
+
+def _iban(found: re.Match[str], hide: Hide) -> str:
+    written = found[0]
+    length = iban_length(found["country"].upper())
+    count = end = 0
+    for end, char in enumerate(written, 1):  # noqa: B007 - needed after the loop
+        count += char not in " -"
+        if count == length:
+            break
+    if not length or count < length or found.string[found.start() + end : found.start() + end + 1].isalnum():
+        return written
+    if not is_iban(_BREAKS.sub("", written[:end]).upper()):
+        return written
+    return hide("IBAN", written[:end]) + written[end:]
+
+
+def _coin(found: re.Match[str], hide: Hide) -> str:
+    written = found[0]
+    if found["base58"]:
+        payload = base58_payload(written)
+        if payload is None:
+            return written
+        is_key = payload[0] in (0x80, 0xB0, 0xEF) and len(payload) in (33, 34)
+        return hide("CRYPTO_KEY" if is_key else "CRYPTO_ADDRESS", written)
+    if found["extended"]:
+        return hide("CRYPTO_KEY" if "prv" in written[:4] else "CRYPTO_ADDRESS", written)
+    if found["bech32"] and not is_bech32(written):
+        return written
+    if found["ether"] and len(written) > _ADDRESS:
+        return written
+    return hide("CRYPTO_ADDRESS", written)

@@ -1,0 +1,111 @@
+"""Tell by their check digits whether numbers are what they look like."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+_BASE58: Final = {char: at for at, char in enumerate("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz")}
+_BECH32: Final = {char: at for at, char in enumerate("qpzry9x8gf2tvdw0s3jn54khce6mua7l")}
+_BECH32_SUMS: Final = (1, 0x2BC830A3)  # of bech32 (BIP 173) and of bech32m (BIP 350)
+_BECH32_STEPS: Final = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+_DOUBLED: Final = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+_CHECK_BYTES: Final = 4
+
+# How many characters an IBAN has in each country: SWIFT's IBAN registry, release 99.
+_IBAN_LENGTHS: Final = {
+    country: int(length)
+    for length, countries in (
+        entry.split(":")
+        for entry in (
+            "15:NO 16:BE 18:DK,FI,FK,FO,GL,NL,SD 19:MK,SI 20:AT,BA,EE,KZ,LT,LU,MN,XK 21:CH,HR,LI,LV "
+            "22:BG,BH,CR,DE,GB,GE,IE,ME,RS,VA 23:AE,GI,IL,IQ,OM,SO,TL 24:AD,CZ,ES,MD,PK,RO,SA,SE,SK,TN,VG,YE "
+            "25:LY,PT,ST 26:IS,TR 27:BI,DJ,FR,GR,IT,MC,MR,SM 28:AL,AZ,BY,CY,DO,GT,HN,HU,LB,NI,PL,SV "
+            "29:BR,EG,PS,QA,UA 30:JO,KW,MU 31:MT,SC 32:LC 33:RU"
+        ).split()
+    )
+    for country in countries.split(",")
+}
+
+
+def passes_luhn(digits: str) -> bool:
+    """Tell whether the last digit is the check digit of ISO/IEC 7812-1."""
+    total = sum(map(int, digits[-1::-2])) + sum(_DOUBLED[int(digit)] for digit in digits[-2::-2])
+    return total % 10 == 0
+
+
+def is_ean13(digits: str) -> bool:
+    """Tell whether thirteen digits are an article number of GS1, such as on a bar code."""
+    return (sum(map(int, digits[::2])) + 3 * sum(map(int, digits[1::2]))) % 10 == 0
+
+
+def iban_length(country: str) -> int:
+    """Return how many characters an IBAN of a country has, 0 where there are none."""
+    return _IBAN_LENGTHS.get(country, 0)
+
+
+def is_iban(text: str) -> bool:
+    """Tell whether letters and digits in upper case are an IBAN: length by country, then ISO 7064 mod 97-10."""
+    if len(text) != iban_length(text[:2]):
+        return False
+    return int("".join(str(int(char, 36)) for char in text[4:] + text[:4])) % 97 == 1
+
+
+def base58_payload(text: str) -> bytes | None:
+    """Return what Base58Check encodes, its version first; None where the checksum is wrong."""
+    number = 0
+    for char in text:
+        digit = _BASE58.get(char)
+        if digit is None:
+            return None
+        number = number * 58 + digit
+    zeros = len(text) - len(text.lstrip("1"))
+    data = bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8, "big")
+    payload, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
+    return payload if hashlib.sha256(hashlib.sha256(payload).digest()).digest()[:_CHECK_BYTES] == check else None
+
+
+def is_bech32(text: str) -> bool:
+    """Tell whether a text is bech32 or bech32m, all in one case: BIP 173 and BIP 350."""
+    if text not in (text.lower(), text.upper()):
+        return False
+    prefix, _, data = text.lower().rpartition("1")
+    values = [_BECH32.get(char, -1) for char in data]
+    if not prefix or -1 in values:
+        return False
+    spread = [ord(char) >> 5 for char in prefix] + [0] + [ord(char) & 31 for char in prefix]
+    return _bech32_sum(spread + values) in _BECH32_SUMS
+
+
+def _bech32_sum(values: list[int]) -> int:
+    total = 1
+    for value in values:
+        top = total >> 25
+        total = (total & 0x1FFFFFF) << 5 ^ value
+        for bit, step in enumerate(_BECH32_STEPS):
+            total ^= step if top >> bit & 1 else 0
+    return total
+
+
+def is_cpf(digits: str) -> bool:
+    """Tell whether eleven digits are a Brazilian CPF, with both check digits of the Receita Federal."""
+    if len(set(digits)) == 1:
+        return False
+    return all(_weighted(digits[:end], range(end + 1, 1, -1)) == int(digits[end]) for end in (9, 10))
+
+
+def is_cnpj(digits: str) -> bool:
+    """Tell whether fourteen digits are a Brazilian CNPJ, with both check digits of the Receita Federal."""
+    weights = (6, 5, 4, 3, 2, 9, 8, 7, 6, 5, 4, 3, 2)
+    return all(_weighted(digits[:end], weights[13 - end :]) == int(digits[end]) for end in (12, 13))
+
+
+def _weighted(digits: str, weights: range | tuple[int, ...]) -> int:
+    rest = sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=True)) % 11
+    return 0 if rest < 2 else 11 - rest  # noqa: PLR2004 - of the scheme: 10 and 11 become 0
+
+
+def is_dni(number: str, letter: str) -> bool:
+    """Tell whether the letter fits a Spanish DNI or NIE: the number modulo 23 (Real Decreto 1553/2005)."""
+    digits = number.upper().translate(str.maketrans("XYZ", "012"))
+    return "TRWAGMYFPDXBNJZSQVHLCKE"[int(digits) % 23] == letter.upper()

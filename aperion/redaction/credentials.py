@@ -1,0 +1,110 @@
+"""Find credentials by their form where no prefix says what they are: JWTs, bearer tokens, bot tokens, AWS secrets."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from aperion.redaction.marks import FIRST, LAST, Hide
+else:
+    from aperion.redaction.marks import FIRST, LAST
+
+# RFC 7519 and RFC 7516: base64url of '{"…', then one to four more parts; the signature may be missing.
+_JWT = re.compile(
+    r"""(?:(?<![A-Za-z0-9_\-])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{2}))
+    (?:eyJ|ewog|ewo|eyA|ewk|ew0)[\w\-]{8,}+\.(?=[\w\-]{4})[\w\-]*+(?:\.[\w\-+/=]*+){0,3}(?<!\.)""",
+    re.VERBOSE,
+)
+_JWT_STARTS: Final = ("eyJ", "ewo", "eyA", "ewk", "ew0")
+_ENCODED_JWT = re.compile(r"(?<![A-Za-z0-9+/])ZXlK[A-Za-z0-9+/_\-]{60,}+={0,2}")  # base64 of 'eyJ…'
+
+_BARE: Final = (
+    # The id of the bot in base64, the time, an HMAC: the page on Discord's tokens.
+    ("DISCORD_TOKEN", ".", re.compile(r"(?<![\w\-])[MNO][\w\-]{22,27}\.[\w\-]{6,7}\.[\w\-]{27,45}(?![\w\-])")),
+    # core.telegram.org/bots: the id of the bot, a colon, 35 characters that begin with A.
+    ("TELEGRAM_TOKEN", ":A", re.compile(r"(?<![\w\-])(?:bot)?\d{6,16}:A[\w\-]{32,36}(?![\w\-])")),
+    ("FACEBOOK_TOKEN", "|", re.compile(r"(?<!\w)\d{15,16}(?:\||%7C)[\w\-]{27,40}(?![\w\-])")),
+    # Client secrets of Microsoft Entra: 3 characters, a digit, 'Q~', 31 to 34 more.
+    ("AZURE_SECRET", "Q~", re.compile(r"(?<![\w.~])[\w.~]{3}\dQ~[\w.~\-]{31,34}(?![\w~\-])")),
+    ("TERRAFORM_TOKEN", ".atlasv1.", re.compile(r"(?<!\w)[A-Za-z0-9]{14}\.atlasv1\.[\w=\-]{40,80}(?![\w\-])")),
+    ("MAILCHIMP_KEY", "-us", re.compile(r"(?<![\w\-])[0-9a-f]{32}-us\d{1,2}(?![\w\-])")),
+    ("MAILGUN_KEY", "-", re.compile(r"(?<![\w\-])[0-9a-f]{32}-[0-9a-f]{8}-[0-9a-f]{8}(?![\w\-])")),
+    ("MAXMIND_KEY", "_mmk", re.compile(r"(?<![\w\-])[A-Za-z0-9]{6}_[A-Za-z0-9]{29}_mmk(?!\w)")),
+    ("OKTA_TOKEN", "00", re.compile(r"(?<![\w\-])00(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])[\w\-]{40}(?![\w\-])")),
+    ("TWITTER_TOKEN", "AAAAAAAAAA", re.compile(r"(?<!\w)A{20,22}[A-Za-z0-9%]{60,120}(?!\w)")),
+    ("DROPBOX_TOKEN", "AAAAAAAAAA", re.compile(r"(?<!\w)[\w\-]{11}AAAAAAAAAA[\w\-=]{43}(?!\w)")),
+    ("SIDEKIQ_KEY", "contribsys", re.compile(r"(?<=//)[a-f0-9]{8}:[a-f0-9]{8}(?=@)")),
+)
+
+_AWS_SECRET = re.compile(r"(?<![\w/+=.\-])[A-Za-z0-9/+]{40}(?![\w/+=.\-])")
+_CHANGES = re.compile(r"[a-z](?=[A-Z0-9])|[A-Z](?=[a-z0-9])|[0-9](?=[A-Za-z])")
+_FEWEST_CHANGES: Final = 10
+
+_SCHEME = re.compile(
+    r"\b(?P<before>(?:(?:bearer|basic)[ \t]{1,8}+){1,4}+)(?P<token>[\w.~+/=\-]++)", re.IGNORECASE
+)
+_PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*[.\-]?")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-]{6,}={0,2}")
+_MIXED: Final = (re.compile(r"[a-z]"), re.compile(r"[A-Z]"), re.compile(r"[0-9]"))
+_ABOUT_BEARERS: Final = frozenset(
+    {"token", "tokens", "auth", "authentication", "authorization", "scheme", "credentials", "realm", "error"}
+    | {"of", "is", "was", "not", "must", "or", "and", "the", "in", "for", "to", "bond", "bonds", "shares"}
+)
+_HIDDEN = re.compile(f"[{FIRST}-{LAST}]")
+
+
+def hide_credentials(text: str, hide: Hide) -> str:
+    """Return a text with its JWTs, bot tokens and the like hidden."""
+    if any(start in text for start in _JWT_STARTS):
+        text = _JWT.sub(lambda found: hide("JWT", found[0]), text)
+    if "ZXlK" in text:
+        text = _ENCODED_JWT.sub(lambda found: hide("JWT", found[0]), text)
+    for kind, trigger, pattern in _BARE:
+        if trigger in text:
+            text = pattern.sub(lambda found, kind=kind: hide(kind, found[0]), text)
+    if "/" in text or "+" in text:
+        text = _AWS_SECRET.sub(lambda found: _aws_secret(found[0], hide), text)
+    return text
+
+
+def hide_schemes(text: str, hide: Hide) -> str:
+    """Return a text with what follows ``Bearer`` and ``Basic`` hidden: RFC 6750 and RFC 7617."""
+    lowered = text.lower()
+    if "bearer" in lowered or "basic" in lowered:
+        text = _SCHEME.sub(lambda found: _without_token(found, hide), text)
+    return text
+
+
+def _aws_secret(token: str, hide: Hide) -> str:
+    """Tell the 40 characters of a secret access key from a path: those change case at every turn."""
+    if not ("/" in token or "+" in token) or len(_CHANGES.findall(token)) < _FEWEST_CHANGES:
+        return token
+    return hide("AWS_SECRET", token) if all(kind.search(token) for kind in _MIXED) else token
+
+
+def _without_token(match: re.Match[str], hide: Hide) -> str:
+    scheme, token = match["before"].split()[-1], match["token"]
+    found = _is_bearer(scheme, token) if scheme.lower() == "bearer" else _is_basic(token)
+    return match["before"] + hide("BEARER" if scheme.lower() == "bearer" else "BASIC_AUTH", token) if found else match[0]
+
+
+def _is_bearer(scheme: str, token: str) -> bool:
+    if _PLAIN_WORD.fullmatch(token):
+        return scheme[0] == "B" and token.lower().rstrip(".-") not in _ABOUT_BEARERS
+    return True
+
+
+def _is_basic(token: str) -> bool:
+    """Tell credentials, the base64 of ``user:password``, from the next word of a sentence."""
+    token = token.rstrip(".")
+    if not _BASE64.fullmatch(token):
+        return False
+    if token.endswith("=") or all(kind.search(token) for kind in _MIXED):
+        return True
+    try:
+        decoded = base64.b64decode(token + "=" * (-len(token) % 4)).decode()
+    except ValueError:
+        return False
+    return ":" in decoded and decoded.isprintable()

@@ -1,0 +1,152 @@
+"""Find numbers that mean a person only because of the words before them: passports, tax ids, telephones."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from aperion.redaction.checks import is_cnpj, is_cpf, is_dni
+from aperion.redaction.shapes import trie
+
+if TYPE_CHECKING:
+    from aperion.redaction.marks import Hide
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.replace("\n", ",").split(",") if word.strip())
+
+
+# Groups with a digit each, the first perhaps after letters, a last letter perhaps by itself: AB 12 34 56 C.
+_CODE: Final = (
+    r"(?:(?-i:[A-Z]{1,3})[ \-]|[A-Z]{1,6}-)?[A-Z]{0,6}\d[A-Z0-9]{0,18}+"
+    r"(?:[ \-./][A-Z]{0,3}\d[A-Z0-9]{0,9}+){0,6}+(?:[ \-]?(?-i:[A-Z])(?![A-Za-z]))?"
+)
+_DIGITS: Final = r"\d(?:[ \-./]?\d){4,17}+"
+_DATE: Final = (
+    r"(?:\d{1,4}[\-/.]\d{1,2}[\-/.]\d{1,4}|\d{1,2}(?:st|nd|rd|th)?[ ](?:of[ ])?[A-Za-z]{3,9}\.?,?[ ]\d{4}"
+    r"|[A-Za-z]{3,9}\.?[ ]\d{1,2}(?:st|nd|rd|th)?,?[ ]\d{4})"
+)
+_PHONE: Final = r"\+?\(?\d(?:[ .\-/]{0,2}[()]?[ .\-]?\d){5,14}+"
+
+_MEANINGS: Final = (
+    ("SSN", r"\d{3}[ .\-]?\d{2}[ .\-]?\d{4}", "ssn, social security, social-security, soc sec"),
+    ("PASSPORT", _CODE, "passport, passports, reisepass, passeport, pasaporte, passaporto"),
+    (
+        *("DRIVER_LICENSE", _CODE),
+        "driver license, drivers license, driver's license, driving license, driver licence, drivers licence"
+        ", driver's licence, driving licence, license number, licence number",
+    ),
+    (
+        *("TAX_ID", _CODE),
+        """ein, itin, tin number, tin no, vat, vat number, vatin, tax id, tax-id, tax number, taxpayer id, tax identification, utr
+        steuer-id, steuernummer, steuerid, ust-id, abn, gstin, partita iva, p.iva, siret, cnpj, cuit""",
+    ),
+    (
+        *("NATIONAL_ID", _CODE),
+        """national id, national insurance, nino, aadhaar, aadhar, nhs number, nhs no, sin number, social insurance
+        bsn, burgerservicenummer, dni, nie, nif, cpf, pesel, personnummer, personal number, egn, hkid, nric
+        curp, codice fiscale, insee, id card, identity card, identity number, personalausweis, medicare, medicaid
+        tckn, tc kimlik, ahv, mrn, medical record, health card, pan card, pan number, voter id, resident id, national number""",
+    ),
+    (
+        *("BANK_ACCOUNT", _DIGITS),
+        """account number, account no, account num, account #, acct number, acct no, acct #, acct, bank account
+        savings account, checking account, a/c no, a/c, kontonummer, konto, routing number, routing no, routing #
+        routing, aba, aba number, sort code, sortcode, bsb, transit number, clabe, ifsc""",
+    ),
+    (
+        *("DATE_OF_BIRTH", _DATE),
+        """dob, d.o.b, date of birth, birth date, birthdate, birthday, born, born on, geboren am, geburtsdatum
+        date de naissance, fecha de nacimiento""",
+    ),
+    (
+        *("PHONE", _PHONE),
+        """phone, phones, telephone, phone number, tel, tel., mobile, cell, cellphone, fax, call, call me, text me, whatsapp, sms
+        telefon, telefono, teléfono, téléphone, telefone, handy, mobil, móvil, movil, celular, portable, gsm, hotline, dial
+        landline, contact number, msisdn, desk, pager, viber, signal number, rufnummer, ph""",
+    ),
+)
+_KINDS: Final = {word: kind for kind, _, words in _MEANINGS for word in _words(words)}
+_LINKS: Final = (
+    r"(?:[ \t\"'(:=#.,\-–]{1,4}(?:number|numbers|no|num|nr|id|ids|code|is|was|are|of|on|at|me|us|him|her|for|to|in|the|my|our"
+    r"|home|work|office|main|direct|line|card|card number|registration|holder|customer|account)\b){0,3}+[ \t\"'(:=#.\-–>]{0,4}+"
+)
+_WORD = re.compile(rf"(?<![A-Za-z0-9_])(?:{trie(tuple(_KINDS))})(?![A-Za-z0-9_])")
+_VALUES: Final = {
+    kind: re.compile(rf"{_LINKS}(?P<value>{value})(?![\w])(?!-\w)", re.IGNORECASE) for kind, value, _ in _MEANINGS
+}
+_MORE: Final = {
+    kind: re.compile(rf"[ \t]*(?:,|;|and|or|&|/)[ \t]*(?P<value>{value})(?![\w])", re.IGNORECASE) for kind, value, _ in _MEANINGS
+}
+_FEWEST_DIGITS: Final = {"DATE_OF_BIRTH": 5, "PHONE": 6, "SSN": 9, "BANK_ACCOUNT": 6}
+_DIGIT = re.compile(r"\d")
+_ISO_DATE = re.compile(r"(?:19|20)\d\d-\d\d-\d\d")
+
+_PASSWORD = re.compile(
+    r"\b(?:password|passwd|passphrase|passcode|pwd|pin code)[ \t]{1,4}(?:is|was|are|to|=)[ \t]{1,4}:?[ \t]{0,4}"
+    r"(?:(?P<quote>[\"'`])(?P<quoted>[^\"'`\n]{1,128})(?P=quote)|(?P<bare>[^\s\"'`<>]{4,128}))",
+    re.IGNORECASE,
+)
+_LIKE_A_PASSWORD = re.compile(r"(?=[^\d]*\d|[\w.,]*[^\w.,]|[a-z]+[A-Z])[^\s]{4,}")
+
+_SHAPED: Final = (
+    # Check digits: Receita Federal (Brazil); letters: Real Decreto 1553/2005 (Spain); HMRC's NIM39110 (UK).
+    ("NATIONAL_ID", re.compile(r"(?<![\w.\-])\d{3}\.\d{3}\.\d{3}-\d{2}(?![\w\-])"), lambda text: is_cpf(_only_digits(text))),
+    ("TAX_ID", re.compile(r"(?<![\w.\-])\d{2}\.\d{3}\.\d{3}/\d{4}-\d{2}(?![\w\-])"), lambda text: is_cnpj(_only_digits(text))),
+    ("NATIONAL_ID", re.compile(r"(?<![\w\-])(?:\d{8}|[XYZ]\d{7})-?[A-HJ-NP-TV-Z](?![\w\-])"), lambda text: is_dni(text[:-1].rstrip("-"), text[-1])),
+    (
+        "NATIONAL_ID",
+        re.compile(r"(?<![\w\-])(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[ ]?\d{2}){3}[ ]?[A-D](?![\w\-])"),
+        lambda _: True,
+    ),
+    ("NATIONAL_ID", re.compile(r"(?<!\w)[A-Z]{6}\d{2}[A-EHLMPR-T]\d{2}[A-Z]\d{3}[A-Z](?!\w)"), lambda _: True),
+)
+
+
+def hide_identities(text: str, hide: Hide) -> str:
+    """Return a text with the numbers of people hidden, by what is said before them or by their check digits."""
+    lowered = text.lower()
+    if len(lowered) == len(text):
+        text = _after_words(text, lowered, hide)
+        if "pass" in lowered or "pwd" in lowered or "pin code" in lowered:
+            text = _PASSWORD.sub(lambda found: _password(found, hide), text)
+    if _DIGIT.search(text) is not None:
+        for kind, pattern, fits in _SHAPED:
+            text = pattern.sub(lambda found, kind=kind, fits=fits: hide(kind, found[0]) if fits(found[0]) else found[0], text)
+    return text
+
+
+def _after_words(text: str, lowered: str, hide: Hide) -> str:
+    pieces: list[str] = []
+    at = position = 0
+    while (word := _WORD.search(lowered, position)) is not None:
+        position = word.end()
+        kind = _KINDS[word[0]]
+        found = _VALUES[kind].match(text, position)
+        while found is not None and _means(kind, found["value"]):
+            pieces += text[at : found.start("value")], hide(kind, found["value"])
+            at = position = found.end("value")
+            found = _MORE[kind].match(text, position)
+    return "".join([*pieces, text[at:]]) if pieces else text
+
+
+def _means(kind: str, value: str) -> bool:
+    digits = len(_DIGIT.findall(value))
+    if digits < _FEWEST_DIGITS.get(kind, 5):
+        return False
+    # After 'passport' or 'call' a date is a date.
+    return kind == "DATE_OF_BIRTH" or _ISO_DATE.match(value) is None
+
+
+def _password(found: re.Match[str], hide: Hide) -> str:
+    group = "quoted" if found["quoted"] else "bare"
+    value = found[group]
+    tail = value.rstrip(".,;:!?)") if group == "bare" else value
+    if group == "bare" and _LIKE_A_PASSWORD.fullmatch(tail) is None:
+        return found[0]
+    start = found.start(group) - found.start()
+    return found[0][:start] + hide("PASSWORD", tail) + found[0][start + len(tail) :]
+
+
+def _only_digits(text: str) -> str:
+    return "".join(char for char in text if char.isdigit())

@@ -1,0 +1,72 @@
+"""Keep what was hidden in a text out of the way of the rules that come after."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from aperion.redaction.markers import REDACTED
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+Hide = Callable[[str, str], str]
+"""Takes the type of a value and the value, and returns what stands in its place."""
+
+FIRST, LAST = "\ue000", "\uf8ff"
+"""Characters of private use (Unicode, area U+E000 to U+F8FF) that stand for markers while rules run."""
+_MOST: Final = ord(LAST) - ord(FIRST)
+_STANDING = re.compile(f"[{FIRST}-{LAST}]")
+
+
+class Marks:
+    """The hidden values of one text: each is one character until the text is done.
+
+    A rule therefore never takes a marker for a name, a value or a part of one, and a text that was
+    redacted before is as good as one that is being redacted: doing it twice changes nothing.
+    """
+
+    # Mutable: all of it, while one text is redacted.
+    __slots__ = ("_chars", "_kinds", "_marker", "_markers")
+
+    def __init__(self, marker: Hide) -> None:
+        self._marker = marker
+        self._chars: dict[str, str] = {}
+        self._markers: dict[str, str] = {}
+        self._kinds: dict[str, str] = {}
+
+    def hide(self, kind: str, value: str) -> str:
+        """Return the character that stands for a value of a type."""
+        if _is_standing(value):
+            return value
+        char = self._char(self._marker(kind, value))
+        self._kinds[char] = kind
+        return char
+
+    def protected(self, text: str, known: re.Pattern[str]) -> str:
+        """Return a text with the markers that it has already, and characters like ours, set aside."""
+        return known.sub(lambda found: self._char(found[0]), text)
+
+    def restored(self, text: str, report: Counter[str] | None = None) -> str:
+        """Return a text with its markers written out, and count what was hidden by type."""
+        if not self._markers:
+            return text
+        if report is not None:
+            report.update(self._kinds[char] for char in _STANDING.findall(text) if char in self._kinds)
+        return _STANDING.sub(lambda found: self._markers[found[0]], text)
+
+    def _char(self, marker: str) -> str:
+        known = self._chars.get(marker)
+        if known is not None:
+            return known
+        # A text with more different pseudonyms than there are characters loses what tells them apart.
+        char = chr(ord(FIRST) + min(len(self._chars), _MOST))
+        marker = REDACTED if char == LAST else marker
+        self._chars[marker] = char
+        self._markers[char] = marker
+        return char
+
+
+def _is_standing(value: str) -> bool:
+    return len(value) == 1 and FIRST <= value <= LAST

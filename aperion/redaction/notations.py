@@ -1,0 +1,126 @@
+"""Find the values of sensitive names where no sign stands between the two: XML, pairs, flags, encoded forms."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from aperion.redaction.marks import FIRST, LAST
+
+if TYPE_CHECKING:
+    from aperion.redaction.keys import Keys
+    from aperion.redaction.marks import Hide
+
+_QUOTES: Final = "\"'`"
+_ELEMENT = re.compile(r"<(?P<name>[A-Za-z_][\w.:\-]{0,63}+)(?:[ ][^<>]{0,200})?>\s{0,64}+(?P<value>[^<]{1,4096}+)(?=</)")
+_ATTRIBUTES = re.compile(
+    r"""\b(?:key|name|id|field)=(?P<q>["'])(?P<name>[\w.:\-]{1,64}+)(?P=q)\s{1,8}(?:value|content)=(?P<v>["'])(?P<value>[^"'<>]{1,4096}+)(?P=v)""",
+    re.IGNORECASE,
+)
+_PAIR = re.compile(
+    r"""(?P<open>[(\[])\s{0,8}(?P<slash>\\{0,4})(?P<q>["'])(?P<name>[\w.\-]{1,64}+)\\{0,4}(?P=q)\s{0,4},\s{0,4}
+    (?P<v>\\{0,4}["'`])(?P<value>[^"'`\\]{1,4096}+)(?P=v)\s{0,4}[)\]]""",
+    re.VERBOSE,
+)
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z_]{0,40}")
+_FLAG = re.compile(
+    r"""(?<![^\s"'`=(\[])--?(?P<name>[A-Za-z][\w\-]{1,40}+)[ \t]{1,4}
+    (?:(?P<q>["'])(?P<quoted>[^"'\n]{1,512}+)(?P=q)|(?P<bare>(?![\-<$\[{|&(])[^\s"'`|;&]{1,512}+))""",
+    re.VERBOSE,
+)
+_USER_FLAG = re.compile(
+    r"""(?<![^\s])(?:-u|--user|--proxy-user|-U)(?:[ \t]{0,4}|=)(?:"[^"\n:]{0,128}"|'[^'\n:]{0,128}'|["']?[^\s"':]{0,128}+):["']?
+    (?P<value>[^\s"']{1,256}+)""",
+    re.VERBOSE,
+)
+_USER_TOOLS: Final = ("curl", "wget", "http ", "https ", "httpie", "rclone")
+_PASSWORD_FLAG = re.compile(
+    r"""\b(?:sshpass[ ]+-p[ ]{0,4}|mysql(?:dump|admin)?\b[^|;\n]{0,120}?[ ]-p(?=[^\s])|login\b[^|;\n]{0,120}?[ ]-p[ ]{1,4}
+    |redis-cli\b[^|;\n]{0,120}?[ ]-a[ ]{1,4})(?P<q>["']?)(?P<value>[^\s"']{1,256}+)""",
+    re.VERBOSE,
+)
+_SQL = re.compile(r"""\bidentified\s{1,4}(?:with\s{1,4}\w{1,40}\s{1,4})?by\s{1,4}(?P<q>['"])(?P<value>[^'"\n]{1,256}+)""", re.IGNORECASE)
+_URL_ENCODED = re.compile(
+    r"""(?P<name>[\w.\-]{1,64}+)(?:%22|%27)?(?:%3D|%3A)(?:%20|\+)?(?:%22|%27)?
+    (?P<value>(?:[^%\s"'<>&;,]|%(?!26|22|27|3B|2C|7D|0A|0D)[0-9A-Fa-f]{2})++)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_HTML_QUOTE: Final = r"&(?:quot|\#0?34|\#x22|apos|\#0?39|\#x27);"
+_HTML_ESCAPED = re.compile(
+    rf"""(?P<name>[\w.\-]{{1,64}}+){_HTML_QUOTE}\s{{0,4}}(?::|=&gt;|=>|,)\s{{0,4}}{_HTML_QUOTE}
+    (?P<value>(?:[^&<]|&(?!(?:quot|\#0?34|\#x22|apos|\#0?39|\#x27);))++)""",
+    re.VERBOSE,
+)
+_COOKIES = re.compile(r"(?P<name>[^\s=;,\"']{1,128}+)=(?P<value>\"[^\"]{0,4096}\"|[^\s;,\"']{1,8192}+)")
+_COOKIE_ATTRIBUTES: Final = frozenset({"path", "domain", "expires", "max-age", "samesite", "version", "priority"})
+_STANDING = re.compile(f"[{FIRST}-{LAST}]")
+
+
+def hide_noted(text: str, keys: Keys, hide: Hide) -> str:
+    """Return a text with the values of sensitive names in markup, pairs, flags and encoded forms hidden."""
+    if "<" in text:
+        text = _ELEMENT.sub(lambda found: _named(found, keys, hide), text)
+        text = _ATTRIBUTES.sub(lambda found: _named(found, keys, hide), text)
+    if "," in text and ("(" in text or "[" in text):
+        text = _PAIR.sub(lambda found: _paired(found, keys, hide), text)
+    if "-" in text and " " in text:
+        text = _flags(text, keys, hide)
+    if "%" in text:
+        text = _URL_ENCODED.sub(lambda found: _named(found, keys, hide), text)
+    if "&" in text:
+        text = _HTML_ESCAPED.sub(lambda found: _named(found, keys, hide), text)
+    return text
+
+
+def hide_cookies(text: str, hide: Hide) -> str:
+    """Return the value of a cookie header with the value of each cookie hidden, and its attributes kept (RFC 6265)."""
+    if "=" not in text:
+        return hide("COOKIE", text) if text.strip() else text
+    return _COOKIES.sub(lambda found: _cookie(found, hide), text)
+
+
+def _cookie(found: re.Match[str], hide: Hide) -> str:
+    if found["name"].lower() in _COOKIE_ATTRIBUTES:
+        return found[0]
+    return f"{found['name']}={hide('COOKIE', found['value'])}"
+
+
+def _flags(text: str, keys: Keys, hide: Hide) -> str:
+    text = _FLAG.sub(lambda found: _flag(found, keys, hide), text)
+    if "-u" in text or "--proxy-user" in text or "-U" in text:
+        lowered = text.lower()
+        if any(tool in lowered for tool in _USER_TOOLS):
+            text = _USER_FLAG.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
+    if " -p" in text or " -a" in text:
+        text = _PASSWORD_FLAG.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
+    if "dentified" in text or "DENTIFIED" in text:
+        text = _SQL.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
+    return text
+
+
+def _named(found: re.Match[str], keys: Keys, hide: Hide) -> str:
+    name = found["name"]
+    if found.string[found.start() - 1 : found.start()] == "%":
+        name = name[2:]  # the rest of %22 or %26
+    return _replaced(found, "value", "KEY", hide) if keys.hides(name) else found[0]
+
+
+def _paired(found: re.Match[str], keys: Keys, hide: Hide) -> str:
+    # ["password", "email"] is a list of names.
+    if found["open"] == "[" and _IDENTIFIER.fullmatch(found["value"]):
+        return found[0]
+    return _replaced(found, "value", "KEY", hide) if keys.hides(found["name"]) else found[0]
+
+
+def _flag(found: re.Match[str], keys: Keys, hide: Hide) -> str:
+    if not keys.hides(found["name"]):
+        return found[0]
+    return _replaced(found, "quoted" if found["q"] else "bare", "KEY", hide)
+
+
+def _replaced(found: re.Match[str], group: str, kind: str, hide: Hide) -> str:
+    value = found[group].rstrip()
+    if not value:
+        return found[0]
+    start = found.start(group) - found.start()
+    return found[0][:start] + hide(kind, value) + found[0][start + len(value) :]

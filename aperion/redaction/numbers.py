@@ -1,0 +1,143 @@
+"""Find cards, phone numbers and social security numbers by their layouts, lengths and check digits."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from aperion.redaction.checks import is_ean13, passes_luhn
+
+if TYPE_CHECKING:
+    from aperion.redaction.marks import Hide
+
+# How many digits follow each country code: ITU-T E.164, its list of assigned codes of 2016, and the
+# numbering plans as gathered in the metadata of Google's libphonenumber 9.
+_NATIONAL_LENGTHS: Final = {
+    code: tuple(map(int, lengths.split("-")))
+    for lengths, codes in (
+        entry.split(":")
+        for entry in (
+            "4-5:290 4-7:683,690 4-11:352 4-12:598 5-5:500,682 5-6:247 5-7:676,677,678,688 5-8:47,386,686 "
+            "5-10:27,64,98,685 5-11:31,852 5-12:61,358,971 5-13:43,49,82 6-6:298,299,672,687 6-7:597 "
+            "6-9:40,252,355,376,421,508,681,689 6-10:48,53,95,880 6-11:375,595 6-12:39,46,359,381 6-13:63 "
+            "7-7:238,239,246,248,269,291,297,592,673,674,680,691,692 7-8:241,599,670,675,853,961,965,975 "
+            "7-9:220,231,245,265,354,385,423,967,968 7-10:44,84,230,243,254,263,267,353,372,960 "
+            "7-11:501,503,507,679,886,974 7-12:86,882,972 7-13:62,90 8-8:45,216,222,223,226,227,228,232,235,"
+            "236,253,257,266,350,356,357,370,371,373,374,389,505,509,800,808,973,993 8-9:32,36,51,213,224,"
+            "233,237,250,258,264,268,377,382,387,591,962,963 8-10:20,60,378,506,850,855,856,964,970,976 "
+            "8-11:55,57,65,502,504,593,977 8-12:92,383,883 8-13:66,81,91 9-9:33,34,93,94,211,212,218,221,240,"
+            "242,244,249,251,255,256,260,261,262,351,590,594,596,979,992,994,995,998 9-10:380,881,966,996 "
+            "9-11:56 9-12:41,420,870 10-10:1,7,52,58,225,229 10-11:54 10-12:30,234 11-11:888 12-12:878"
+        ).split()
+    )
+    for code in codes.split(",")
+}
+_MOST_CODE_DIGITS: Final = 3
+_TRUNK_ZERO = re.compile(r"\(0\)")
+
+# The beginnings of card numbers by length: ISO/IEC 7812 issuer ranges as the networks publish them.
+_VISA_MASTER = r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720"
+_OTHERS = r"220[0-4]|6011|64[4-9]|65|62|60|35(?:2[89]|[3-8])|50|5[6-8]|63|67|81|82|9792|36"
+_ISSUERS: Final = {
+    13: re.compile("4"),
+    14: re.compile(r"30[0-59]|3[689]"),
+    15: re.compile(r"3[47]|1|2131|1800"),
+    16: re.compile(f"{_VISA_MASTER}|{_OTHERS}"),
+    17: re.compile(r"62|6304|67"),
+    18: re.compile(r"62|6304|67|5[06-8]"),
+    19: re.compile(r"4|62|6304|67|5[06-8]|6011|64[4-9]|65|35(?:2[89]|[3-8])"),
+}
+_EAN: Final = 13
+
+_DIGIT = re.compile(r"\d")
+_NOT_DIGITS = re.compile(r"\D+")
+_LONG_RUN = re.compile(r"\d(?:[ .\-]?\d){6}")  # seven digits: no card, phone or SSN has fewer
+_PLUS = re.compile(r"(?<![\w+)\]])\+(?=[ (]?\d)")
+_INTERNATIONAL = re.compile(r"\+[ ]?(?:\(?\d{1,5}\)?(?:[ .\-/]{1,2}|[ ]?\(0\)[ ]?)?){1,10}")
+_CARD = re.compile(
+    r"""(?<![\w.+\-])
+    (?:\d{4}(?P<four>[ .\-]|[ ]-[ ])\d{4}(?P=four)\d{4}(?P=four)(?:\d{4}(?:(?P=four)\d{3})?|\d{1,3})
+      |\d{4}(?P<amex>[ .\-])\d{6}(?P=amex)\d{4,5}
+      |\d{6}[ \-]\d{10,13}
+      |\d{13,19})
+    (?![\w\-])(?!\.\d)""",
+    re.VERBOSE,
+)
+_NANP = re.compile(  # the North American Numbering Plan, as it is written
+    r"""(?:(?<![\w.+\-/(])|(?<=[A-Za-z])(?=\())(?<!\d[ ])
+    (?:\+?1[ .\-]{1,2})?
+    (?:\(\d{3}\)[ .\-]{0,2}\d{3}[ .\-]\d{4}
+      |\d{3}-\d{3}-\d{4}
+      |\d{3}[.]\d{3}[.]\d{4}
+      |\d{3}/\d{3}-\d{4}
+      |[2-9]\d{2}[ ][2-9]\d{2}[ \-]\d{4}
+      |[2-9]\d{2}[\-.][2-9]\d{6}
+      |\d{10}(?=[ ,]{1,2}(?i:ext|x)[ .]{0,2}\d))
+    (?![\w\-])(?!\.\d)""",
+    re.VERBOSE,
+)
+_SSN = re.compile(r"(?<![\w.\-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w\-])(?!\.\d)")
+_NEVER_ISSUED: Final = frozenset({"078-05-1120", "219-09-9999"})  # of advertisements, says the SSA
+
+
+def hide_numbers(text: str, hide: Hide) -> str:
+    """Return a text with its cards, phone numbers and social security numbers hidden."""
+    if _LONG_RUN.search(text) is None and "+" not in text and "(" not in text:
+        return text
+    text = _CARD.sub(lambda found: _card(found, hide), text)
+    if "+" in text:
+        text = _without_international(text, hide)
+    text = _SSN.sub(lambda found: hide("SSN", found[0]), text)
+    return _NANP.sub(lambda found: hide("PHONE", found[0]), text)
+
+
+def is_card(number: str) -> bool:
+    """Tell whether bare digits are a card number: length, issuer range and Luhn."""
+    issuers = _ISSUERS.get(len(number))
+    if issuers is None or issuers.match(number) is None or not passes_luhn(number):
+        return False
+    return len(number) != _EAN or not is_ean13(number)
+
+
+def _card(found: re.Match[str], hide: Hide) -> str:
+    written = found[0]
+    number = written if written.isdigit() else _NOT_DIGITS.sub("", written)
+    return hide("CC", written) if number.isascii() and is_card(number) else written
+
+
+def _without_international(text: str, hide: Hide) -> str:
+    pieces: list[str] = []
+    at = position = 0
+    while (plus := _PLUS.search(text, position)) is not None:
+        position = plus.end()
+        found = _INTERNATIONAL.match(text, plus.start())
+        end = _number_end(text, found) if found is not None else 0
+        if end:
+            pieces += text[at : plus.start()], hide("PHONE", text[plus.start() : end])
+            at = position = end
+    return "".join([*pieces, text[at:]]) if pieces else text
+
+
+def _number_end(text: str, found: re.Match[str]) -> int:
+    """Return where the longest valid number that a match begins with ends: words may follow it as digits."""
+    start, end = found.start(), found.end()
+    while end > start:
+        written = text[start:end].rstrip(" .-/(")
+        end = start + len(written)
+        if _is_international(written) and not text[end : end + 1].isalnum():
+            return end
+        # Give back the last group and try again; there are at most ten.
+        cut = max(written.rfind(sep) for sep in " .-/(")
+        end = start + cut if cut > 0 else start
+    return 0
+
+
+def _is_international(written: str) -> bool:
+    digits = _NOT_DIGITS.sub("", _TRUNK_ZERO.sub("", written))
+    if written.count("(") != written.count(")"):
+        return False
+    for size in range(1, _MOST_CODE_DIGITS + 1):
+        lengths = _NATIONAL_LENGTHS.get(digits[:size])
+        if lengths is not None:
+            return lengths[0] <= len(digits) - size <= lengths[1]
+    return False
