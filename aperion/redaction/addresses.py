@@ -39,22 +39,22 @@ _IPV4 = re.compile(
     re.VERBOSE,
 )
 _DOTTED = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.")
-_BEFORE_VERSION = re.compile(
-    r"""(?:\b(?:v|ver|vers|version|versions|release|releases|released|rel|rev|revision|build|builds|firmware|fw|kernel
-            |driver|bios|sdk|patch|patched|tag|tagged|upgrade|upgraded|upgrading|update|updated|updating|downgrade
-            |downgraded|bump|bumped|package|oid|section|chapter|clause|paragraph|appendix|figure|table|step|annex
-            |agentversion|assemblyversion|fileversion|productversion|appversion|app_version)
-        (?:[ ]?(?:number|no|no\.|from|to|is|was|of|at))?[ ]?["'`]{0,2}[ \t]{0,3}[:=]?[ \t]{0,3}["'`(\[]{0,2}v?
-      |§[ ]?|[=<>~^!]=[ ]{0,2}v?|[~^][ ]?|\b[A-Za-z][\w+.\-]*/v?|[A-Za-z][\w.]*[\-_@]v?
-      |\b[vV][ .]?)\Z""",
-    re.VERBOSE | re.IGNORECASE,
+_OF_VERSIONS: Final = frozenset(
+    """v ver vers version versions release releases released rel rev revision build builds firmware fw kernel driver
+    bios sdk patch patched tag tagged upgrade upgraded upgrading update updated updating downgrade downgraded bump
+    bumped package oid section chapter clause paragraph appendix figure table step annex §""".split()
 )
+_LINKS: Final = frozenset({"from", "to", "is", "was", "of", "at", "number", "no", "no."})
+_OPERATORS: Final = ("==", ">=", "<=", "~=", "!=", "~", "^", "§")
+_AROUND: Final = " \t\"'`([:=,"
 _RANGE_OF_VERSIONS = re.compile(r"[ ]?(?:->|→|to|\.\.|and|or|[,/])[ ]?v?\Z")
-_HOSTS_BEFORE_SLASH: Final = ("ip", "ips", "host", "addr", "address", "hosts", "ipv4", "from", "client", "server", "src", "dst")
+_HOSTS: Final = frozenset({"ip", "ips", "host", "addr", "address", "hosts", "ipv4", "from", "client", "server", "src", "dst"})
+_NAME_BREAK = re.compile(r"[^a-z]+")
 _LONGEST_BEFORE: Final = 40
 
 _COLONS = re.compile(r"(?<![\w.])(?:[0-9A-Fa-f]{0,4}:){2,8}[0-9A-Fa-f.]{0,15}(?:%[\w.\-]{1,16})?(?![\w:])")
-_FEWEST_COLONS: Final = 2
+_IN_MAC, _IN_CISCO, _IN_IPV6, _IN_IPV4 = 5, 2, 2, 3
+"""How many separators an address has at least."""
 _ALL_GROUPS: Final = 7
 
 _MAC = re.compile(
@@ -64,6 +64,7 @@ _MAC = re.compile(
     )(?![\w:\-])(?!\.\w)""",
     re.VERBOSE,
 )
+_CISCO = re.compile(r"[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.")
 _IBAN = re.compile(r"(?<![A-Za-z0-9])(?P<country>[A-Za-z]{2})\d{2}(?:[ \-]?[A-Za-z0-9]){11,30}+")
 _BREAKS = re.compile(r"[ \-]")
 
@@ -79,6 +80,7 @@ _COIN = re.compile(
     )(?![A-Za-z0-9])""",
     re.VERBOSE,
 )
+_COIN_RUN = re.compile(r"[A-Za-z0-9]{26}")
 _ADDRESS: Final = 42
 """Characters of an Ethereum address with its ``0x``; a private key has 66, and so has the hash of a block."""
 
@@ -108,11 +110,12 @@ def _email(found: re.Match[str], hide: Hide) -> str:
 
 def hide_machines(text: str, hide: Hide) -> str:
     """Return a text with its MAC and IP addresses hidden."""
-    if ":" in text or "-" in text or "." in text:
+    colons, dots = text.count(":"), text.count(".")
+    if colons >= _IN_MAC or text.count("-") >= _IN_MAC or (dots >= _IN_CISCO and _CISCO.search(text) is not None):
         text = _MAC.sub(lambda found: hide("MAC", found[0]), text)
-    if text.count(":") >= _FEWEST_COLONS:
+    if colons >= _IN_IPV6:
         text = _COLONS.sub(lambda found: _ipv6(found, hide), text)
-    if _DOTTED.search(text) is not None:
+    if dots >= _IN_IPV4 and _DOTTED.search(text) is not None:
         text = _without_ipv4(text, hide)
     return text
 
@@ -159,20 +162,37 @@ def _without_ipv4(text: str, hide: Hide) -> str:
 
 def _is_version(text: str, start: int) -> bool:
     """Tell a version of four parts from an address by what stands before it."""
-    before = text[max(0, start - _LONGEST_BEFORE) : start]
-    found = _BEFORE_VERSION.search(before)
-    if found is None:
+    before = text[max(0, start - _LONGEST_BEFORE) : start].lower()
+    words = before.split()
+    if not words:
         return False
-    product = found[0].rstrip("vV")
-    if product.endswith("/"):
-        return product[:-1].lower() not in _HOSTS_BEFORE_SLASH and not before[: found.start()].endswith(("//", "."))
-    return not product.endswith("@") or product[:-1].isdigit()
+    last = words[-1]
+    if before[-1:].isspace():
+        links = [word.strip(_AROUND) for word in words[-3:]]
+        while len(links) > 1 and links[-1] in _LINKS:
+            links.pop()
+        return _ends_as_version(links[-1])
+    mark = last[-1]
+    if mark in "/-_":
+        name = last[:-1].lstrip(_AROUND)
+        return name[:1].isalpha() and name not in _HOSTS and not ("/" in name or (":" in name and mark == "/"))
+    if mark == "v":
+        return not last[-2:-1].isalnum()
+    return last.endswith(_OPERATORS) or (mark in _AROUND and _ends_as_version(last.strip(_AROUND)))
 
 
-def hide_accounts(text: str, hide: Hide) -> str:
-    """Return a text with its IBANs and the addresses and keys of crypto currencies hidden."""
-    text = _IBAN.sub(lambda found: _iban(found, hide), text)
-    return _COIN.sub(lambda found: _coin(found, hide), text)
+def _ends_as_version(name: str) -> bool:
+    return name.endswith("version") or _NAME_BREAK.split(name)[-1] in _OF_VERSIONS or name in _OF_VERSIONS
+
+
+def hide_ibans(text: str, hide: Hide) -> str:
+    """Return a text with its IBANs hidden."""
+    return _IBAN.sub(lambda found: _iban(found, hide), text)
+
+
+def hide_coins(text: str, hide: Hide) -> str:
+    """Return a text with the addresses and keys of crypto currencies hidden."""
+    return _COIN.sub(lambda found: _coin(found, hide), text) if _COIN_RUN.search(text) is not None else text
 
 
 def _iban(found: re.Match[str], hide: Hide) -> str:

@@ -26,7 +26,7 @@ _NAMED = re.compile(
     (?:\s{0,64}+(?=[bBrRuUfF]{0,2}\\{0,8}["'`])|[ \t]{0,64}+)""",
     re.VERBOSE,
 )
-_SIGN = re.compile("[:=]")
+_SIGN = re.compile("=|:(?!//)|%3")
 _SCHEMES: Final = "bearer|basic|token|digest|apikey|api-key|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
 _SCHEME = re.compile(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNORECASE)
 _WORDS_BEFORE = re.compile(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number

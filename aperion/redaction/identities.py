@@ -9,6 +9,8 @@ from aperion.redaction.checks import is_cnpj, is_cpf, is_dni
 from aperion.redaction.shapes import trie
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aperion.redaction.marks import Hide
 
 
@@ -89,31 +91,50 @@ _PASSWORD = re.compile(
 )
 _LIKE_A_PASSWORD = re.compile(r"(?=[^\d]*\d|[\w.,]*[^\w.,]|[a-z]+[A-Z])[^\s]{4,}")
 
-_SHAPED: Final = (
-    # Check digits: Receita Federal (Brazil); letters: Real Decreto 1553/2005 (Spain); HMRC's NIM39110 (UK).
-    ("NATIONAL_ID", re.compile(r"(?<![\w.\-])\d{3}\.\d{3}\.\d{3}-\d{2}(?![\w\-])"), lambda text: is_cpf(_only_digits(text))),
-    ("TAX_ID", re.compile(r"(?<![\w.\-])\d{2}\.\d{3}\.\d{3}/\d{4}-\d{2}(?![\w\-])"), lambda text: is_cnpj(_only_digits(text))),
-    ("NATIONAL_ID", re.compile(r"(?<![\w\-])(?:\d{8}|[XYZ]\d{7})-?[A-HJ-NP-TV-Z](?![\w\-])"), lambda text: is_dni(text[:-1].rstrip("-"), text[-1])),
-    (
-        "NATIONAL_ID",
-        re.compile(r"(?<![\w\-])(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[ ]?\d{2}){3}[ ]?[A-D](?![\w\-])"),
-        lambda _: True,
-    ),
-    ("NATIONAL_ID", re.compile(r"(?<!\w)[A-Z]{6}\d{2}[A-EHLMPR-T]\d{2}[A-Z]\d{3}[A-Z](?!\w)"), lambda _: True),
+_SPACED = re.compile(r"[^\w.\-]")
+# Check digits: Receita Federal (Brazil). Letters: Real Decreto 1553/2005 (Spain), HMRC's NIM39110 (UK).
+_SHAPED = re.compile(
+    r"""(?<![\w.\-])(?:
+      (?P<cpf>\d{3}\.\d{3}\.\d{3}-\d{2})
+     |(?P<cnpj>\d{2}\.\d{3}\.\d{3}/\d{4}-\d{2})
+     |(?P<dni>(?:\d{8}|[XYZ]\d{7})-?[A-HJ-NP-TV-Z])
+     |(?P<nino>(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[ ]?\d{2}){3}[ ]?[A-D])
+     |(?P<codice>[A-Z]{6}\d{2}[A-EHLMPR-T]\d{2}[A-Z]\d{3}[A-Z])
+    )(?![\w\-])""",
+    re.VERBOSE,
 )
+_FITTING: Final[dict[str, tuple[str, Callable[[str], bool]]]] = {
+    "cpf": ("NATIONAL_ID", lambda text: is_cpf(_only_digits(text))),
+    "cnpj": ("TAX_ID", lambda text: is_cnpj(_only_digits(text))),
+    "dni": ("NATIONAL_ID", lambda text: is_dni(text[:-1].rstrip("-"), text[-1])),
+    "nino": ("NATIONAL_ID", lambda _: True),
+    "codice": ("NATIONAL_ID", lambda _: True),
+}
 
 
 def hide_identities(text: str, hide: Hide) -> str:
     """Return a text with the numbers of people hidden, by what is said before them or by their check digits."""
-    lowered = text.lower()
-    if len(lowered) == len(text):
-        text = _after_words(text, lowered, hide)
-        if "pass" in lowered or "pwd" in lowered or "pin code" in lowered:
-            text = _PASSWORD.sub(lambda found: _password(found, hide), text)
-    if _DIGIT.search(text) is not None:
-        for kind, pattern, fits in _SHAPED:
-            text = pattern.sub(lambda found, kind=kind, fits=fits: hide(kind, found[0]) if fits(found[0]) else found[0], text)
+    if _SPACED.search(text) is not None:
+        text = _after_words(text, _lowered(text), hide)
+    return _SHAPED.sub(lambda found: _shaped(found, hide), text)
+
+
+def hide_passwords(text: str, lowered: str, hide: Hide) -> str:
+    """Return a text with the passwords hidden that a sentence tells: 'the password is …'."""
+    if "pass" in lowered or "pwd" in lowered or "pin code" in lowered:
+        text = _PASSWORD.sub(lambda found: _password(found, hide), text)
     return text
+
+
+def _lowered(text: str) -> str:
+    """Return a text in lower case, each character in its place: the lower case of İ has two."""
+    lowered = text.lower()
+    return lowered if len(lowered) == len(text) else text.replace("İ", "i").lower()
+
+
+def _shaped(found: re.Match[str], hide: Hide) -> str:
+    kind, fits = _FITTING[found.lastgroup or ""]
+    return hide(kind, found[0]) if fits(found[0]) else found[0]
 
 
 def _after_words(text: str, lowered: str, hide: Hide) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from aperion.redaction.keys import Keys
     from aperion.redaction.marks import Hide
 
-_QUOTES: Final = "\"'`"
+_FLAG_STARTS: Final = ("-", '"', "'", "`", "[")
 _ELEMENT = re.compile(r"<(?P<name>[A-Za-z_][\w.:\-]{0,63}+)(?:[ ][^<>]{0,200})?>\s{0,64}+(?P<value>[^<]{1,4096}+)(?=</)")
 _ATTRIBUTES = re.compile(
     r"""\b(?:key|name|id|field)=(?P<q>["'])(?P<name>[\w.:\-]{1,64}+)(?P=q)\s{1,8}(?:value|content)=(?P<v>["'])(?P<value>[^"'<>]{1,4096}+)(?P=v)""",
@@ -63,11 +63,11 @@ def hide_noted(text: str, keys: Keys, hide: Hide) -> str:
         text = _ATTRIBUTES.sub(lambda found: _named(found, keys, hide), text)
     if "," in text and ("(" in text or "[" in text):
         text = _PAIR.sub(lambda found: _paired(found, keys, hide), text)
-    if "-" in text and " " in text:
+    if " -" in text or "\t-" in text or text[:1] in _FLAG_STARTS:
         text = _flags(text, keys, hide)
-    if "%" in text:
+    if "%3" in text:
         text = _URL_ENCODED.sub(lambda found: _named(found, keys, hide), text)
-    if "&" in text:
+    if "&" in text and ("&quot" in text or "&#" in text or "&apos" in text):
         text = _HTML_ESCAPED.sub(lambda found: _named(found, keys, hide), text)
     return text
 
@@ -91,7 +91,7 @@ def _flags(text: str, keys: Keys, hide: Hide) -> str:
         lowered = text.lower()
         if any(tool in lowered for tool in _USER_TOOLS):
             text = _USER_FLAG.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
-    if " -p" in text or " -a" in text:
+    if " -p" in text or " -a" in text:  # of mysql, redis-cli, docker login
         text = _PASSWORD_FLAG.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
     if "dentified" in text or "DENTIFIED" in text:
         text = _SQL.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)

@@ -51,7 +51,7 @@ _EAN: Final = 13
 
 _DIGIT = re.compile(r"\d")
 _NOT_DIGITS = re.compile(r"\D+")
-_LONG_RUN = re.compile(r"\d(?:[ .\-]?\d){6}")  # seven digits: no card, phone or SSN has fewer
+_NINE = re.compile(r"\d(?:[ .\-/()]{0,3}\d){8}")  # no card, SSN or NANP number has fewer digits
 _PLUS = re.compile(r"(?<![\w+)\]])\+(?=[ (]?\d)")
 _INTERNATIONAL = re.compile(r"\+[ ]?(?:\(?\d{1,5}\)?(?:[ .\-/]{1,2}|[ ]?\(0\)[ ]?)?){1,10}")
 _CARD = re.compile(
@@ -82,11 +82,11 @@ _NEVER_ISSUED: Final = frozenset({"078-05-1120", "219-09-9999"})  # of advertise
 
 def hide_numbers(text: str, hide: Hide) -> str:
     """Return a text with its cards, phone numbers and social security numbers hidden."""
-    if _LONG_RUN.search(text) is None and "+" not in text and "(" not in text:
-        return text
-    text = _CARD.sub(lambda found: _card(found, hide), text)
     if "+" in text:
         text = _without_international(text, hide)
+    if _NINE.search(text) is None:
+        return text
+    text = _CARD.sub(lambda found: _card(found, hide), text)
     text = _SSN.sub(lambda found: hide("SSN", found[0]), text)
     return _NANP.sub(lambda found: hide("PHONE", found[0]), text)
 

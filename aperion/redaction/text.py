@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from aperion.redaction.addresses import hide_accounts, hide_emails, hide_machines
+from aperion.redaction.addresses import hide_coins, hide_emails, hide_ibans, hide_machines
 from aperion.redaction.assignments import hide_assigned
 from aperion.redaction.credentials import hide_credentials, hide_schemes
-from aperion.redaction.identities import hide_identities
+from aperion.redaction.identities import hide_identities, hide_passwords
 from aperion.redaction.keyfiles import hide_private_keys
 from aperion.redaction.markers import CUT
 from aperion.redaction.marks import Hide, Marks
@@ -28,11 +28,19 @@ _HARMLESS = re.compile(
       |\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+\-]\d\d:?\d\d)?)?
       |[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
       |[A-Za-z_\-]{0,15}+\d{0,6}+[A-Za-z_\-]{0,15}+
-      |v?\d{1,6}(?:\.\d{1,6}){1,2})""",
+      |v?\d{1,6}(?:\.\d{1,6}){1,2}
+      |[0-9a-f]{64}|[0-9a-f]{40}
+      |s?://(?:[A-Za-z]{1,14}+(?![A-Za-z\d])[./_\-{}]{0,4}+|\d{1,10}+(?![A-Za-z\d.])[/_\-{}]{0,4}+)*+)""",
     re.VERBOSE,
 )
+_PROSE = re.compile(r"[^\W\d_]{1,24}+(?:[ ,.!?;()\-][ (]?[^\W\d_]{1,24}+)*+[.!?)]{0,3}")
+_TELLING = re.compile(r"[Pp]ass|PASS|[Pp]wd|PWD|[Bb]earer|BEARER|[Bb]asic|BASIC| -")  # what words alone can tell
 _KNOWN = re.compile(r"\[REDACTED(?:_[A-Z0-9_]{1,48})?\]|[\ue000-\uf8ff]")
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
+_RUN = re.compile(r"[A-Za-z0-9_\-]{15}")
+"""Every token has a run of so many characters, and few other words have: a look at them settles most texts."""
+_DIGITS = re.compile(r"\d(?:[^\d]{0,2}\d){4}|\d \w+ \d{4}")
+"""Five digits close together, or a date with a month in words: no number of a person has fewer."""
 _LONGEST_TAIL = 1024
 _GROWTH = 6
 """How many times as long a text can get: ``pw=1`` becomes ``pw=[REDACTED]``."""
@@ -54,6 +62,8 @@ class TextRules:
             return self._cut(text, report)
         if _HARMLESS.fullmatch(text) is not None:
             return text
+        if _PROSE.fullmatch(text) is not None and _TELLING.search(text) is None:
+            return text
         clean = self._clean(text, report)
         return clean if len(clean) <= self._max else self._cut(clean, report)
 
@@ -64,16 +74,20 @@ class TextRules:
         return marks.restored(self._hidden(text, marks.hide), report)
 
     def _hidden(self, text: str, hide: Hide) -> str:
-        text = hide_private_keys(text, hide)
-        if "://" in text or "%" in text or "hook" in text:
-            text = hide_in_urls(text, hide)
-        text = hide_credentials(hide_tokens(text, hide), hide)
+        """Apply the rules in an order in which none destroys what another needs to see."""
+        lowered = text.lower()
+        if "--" in text or "private-lines" in lowered:
+            text = hide_private_keys(text, hide)
+        text = hide_in_urls(text, lowered, hide)
+        if _RUN.search(text) is not None:
+            text = hide_coins(hide_credentials(hide_tokens(text, hide), hide), hide)
         text = hide_machines(hide_emails(text, hide), hide)
-        text = hide_identities(hide_numbers(hide_accounts(text, hide), hide), hide)
-        text = hide_noted(text, self._keys, hide)
+        if _DIGITS.search(text) is not None:
+            text = hide_identities(hide_numbers(hide_ibans(text, hide), hide), hide)
+        text = hide_passwords(hide_noted(text, self._keys, hide), lowered, hide)
         if ":" in text or "=" in text:
             text = hide_assigned(text, self._keys, hide)
-        return hide_schemes(text, hide)
+        return hide_schemes(text, lowered, hide)
 
     def _cut(self, text: str, report: Counter[str] | None) -> str:
         # What was cut once may have grown, and is not cut again.

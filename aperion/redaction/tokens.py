@@ -184,8 +184,6 @@ for _maker in ISSUERS:
     for _notation in _maker.notations:
         _BY_PREFIX.setdefault(_notation.partition("{")[0], []).append((_maker.kind, _notation))
 _WORDS: Final = re.compile(r"[a-z]{1,19}+(?:[_\-./][a-z]{1,19}+)*+")
-_LONG: Final = re.compile(r"[A-Za-z0-9_\-]{15}")
-"""Every token has a run of so many characters, and few other words have: a look at them settles most texts."""
 
 
 @cache
@@ -206,8 +204,6 @@ def _patterns(prefix: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
 
 def hide_tokens(text: str, hide: Hide) -> str:
     """Return a text with the tokens of known services hidden."""
-    if _LONG.search(text) is None:
-        return text
     prefixes = _prefixes() if "\\" in text or "%" in text else _prefixes_of_words()
     pieces: list[str] = []
     find, at, position = prefixes.search, 0, 0

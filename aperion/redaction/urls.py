@@ -30,23 +30,22 @@ _WEBHOOKS: Final = (
     ("alert.victorops.com", r"alert\.victorops\.com/integrations/generic/\d+/alert/(?P<secret>[\w\-/]{10,120})"),
     ("pipedream", r"[\w\-]{10,40}\.m\.pipedream\.net(?P<secret>/[\w\-/]{8,120})"),
     ("webhook.site", r"webhook\.site/(?P<secret>[0-9a-f\-]{36})"),
-    ("mattermost", r"/hooks/(?P<secret>[a-z0-9]{26})(?![\w])"),
-    ("feishu", r"open\.(?:feishu\.cn|larksuite\.com)/open-apis/bot/v2/hook/(?P<secret>[\w\-]{20,60})"),
+    ("/hooks/", r"/hooks/(?P<secret>[a-z0-9]{26})(?![\w])"),
+    ("/bot/v2/hook/", r"open\.(?:feishu\.cn|larksuite\.com)/open-apis/bot/v2/hook/(?P<secret>[\w\-]{20,60})"),
     ("oapi.dingtalk.com", r"oapi\.dingtalk\.com/robot/send\?access_token=(?P<secret>\w{20,80})"),
     ("qyapi.weixin", r"qyapi\.weixin\.qq\.com/cgi-bin/webhook/send\?key=(?P<secret>[\w\-]{20,60})"),
 )
 _HOOKS: Final = tuple((trigger, re.compile(pattern, re.IGNORECASE)) for trigger, pattern in _WEBHOOKS)
-_WEB: Final = ("hook", "telegram", "ifttt", "chat.googleapis", "logic.azure", "victorops", "pipedream", "dingtalk")
+_WEB: Final = ("hook", "/bot", "ifttt", "/workflows/", "pipedream", "victorops", "messages?key", "robot/send")
 
 
-def hide_in_urls(text: str, hide: Hide) -> str:
+def hide_in_urls(text: str, lowered: str, hide: Hide) -> str:
     """Return a text with the passwords in its URLs hidden, and the webhooks that are passwords themselves."""
     if "@" in text or "%40" in text:
         text = _URL.sub(lambda url: _without_password(url[0], hide), text)
-    lowered = text.lower()
     if any(word in lowered for word in _WEB):
         for trigger, pattern in _HOOKS:
-            if trigger in lowered or trigger == "mattermost":
+            if trigger in lowered:
                 text = pattern.sub(lambda found: _without_secret(found, hide), text)
     return text
 
