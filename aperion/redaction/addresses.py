@@ -46,19 +46,24 @@ _OF_VERSIONS: Final = frozenset(
 )
 _LINKS: Final = frozenset({"from", "to", "is", "was", "of", "at", "number", "no", "no."})
 _OPERATORS: Final = ("==", ">=", "<=", "~=", "!=", "~", "^", "§")
-_AROUND: Final = " \t\"'`([:=,"
+_QUOTED: Final = " \t\"'`"
+_AROUND: Final = " \t\r\n\"'`([:=,"
+_AFTER_VERSION = re.compile(
+    r"(?:[ ](?:release|released|version|stable|beta|alpha|rc|lts|build)\b|[~+]|-\d{1,3}(?:[)~+]|ubuntu|\.el|-r\d))", re.IGNORECASE
+)
 _RANGE_OF_VERSIONS = re.compile(r"[ ]?(?:->|→|to|\.\.|and|or|[,/])[ ]?v?\Z")
 _HOSTS: Final = frozenset({"ip", "ips", "host", "addr", "address", "hosts", "ipv4", "from", "client", "server", "src", "dst"})
 _NAME_BREAK = re.compile(r"[^a-z]+")
 _LONGEST_BEFORE: Final = 40
 
+_GROUP_BEFORE = re.compile(r"(?<![A-Za-z0-9])[0-9A-Fa-f]{0,4}:\Z")
 _COLONS = re.compile(r"(?<![\w.])(?:[0-9A-Fa-f]{0,4}:){2,8}[0-9A-Fa-f.]{0,15}(?:%[\w.\-]{1,16})?(?![\w:])")
 _IN_MAC, _IN_CISCO, _IN_IPV6, _IN_IPV4 = 5, 2, 2, 3
 """How many separators an address has at least."""
 _ALL_GROUPS: Final = 7
 
 _MAC = re.compile(
-    r"""(?<![\w:.\-])(?:
+    r"""(?<![\w.\-])(?:
       [0-9A-Fa-f]{2}(?P<mark>[:\-])(?:[0-9A-Fa-f]{2}(?P=mark)){4}[0-9A-Fa-f]{2}
      |[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}
     )(?![\w:\-])(?!\.\w)""",
@@ -112,7 +117,7 @@ def hide_machines(text: str, hide: Hide) -> str:
     """Return a text with its MAC and IP addresses hidden."""
     colons, dots = text.count(":"), text.count(".")
     if colons >= _IN_MAC or text.count("-") >= _IN_MAC or (dots >= _IN_CISCO and _CISCO.search(text) is not None):
-        text = _MAC.sub(lambda found: hide("MAC", found[0]), text)
+        text = _MAC.sub(lambda found: found[0] if _goes_on(found) else hide("MAC", found[0]), text)
     if colons >= _IN_IPV6:
         text = _COLONS.sub(lambda found: _ipv6(found, hide), text)
     if dots >= _IN_IPV4 and _DOTTED.search(text) is not None:
@@ -125,9 +130,15 @@ def _ipv6(found: re.Match[str], hide: Hide) -> str:
     stripped = written.rstrip(".")
     if stripped.endswith(":") and not stripped.endswith("::"):
         stripped = stripped[:-1]
-    if not _is_ipv6(stripped, found):
+    if _goes_on(found) or not _is_ipv6(stripped, found):
         return written
     return hide("IP", stripped) + written[len(stripped) :]
+
+
+def _goes_on(found: re.Match[str]) -> bool:
+    """Tell whether an address is the end of something longer, such as the fingerprint of a key."""
+    before = found.string[max(0, found.start() - 6) : found.start()]
+    return before.endswith(":") and _GROUP_BEFORE.search(before) is not None
 
 
 def _is_ipv6(written: str, found: re.Match[str]) -> bool:
@@ -153,7 +164,7 @@ def _without_ipv4(text: str, hide: Hide) -> str:
     for found in _IPV4.finditer(text):
         start, end = found.span()
         goes_on = was_version and _RANGE_OF_VERSIONS.match(text, last, start) is not None
-        was_version, last = goes_on or _is_version(text, start), end
+        was_version, last = goes_on or _is_version(text, start) or _AFTER_VERSION.match(text, end) is not None, end
         if not was_version:
             pieces += text[at:start], hide("IP", found[0])
             at = end
@@ -163,22 +174,21 @@ def _without_ipv4(text: str, hide: Hide) -> str:
 def _is_version(text: str, start: int) -> bool:
     """Tell a version of four parts from an address by what stands before it."""
     before = text[max(0, start - _LONGEST_BEFORE) : start].lower()
-    words = before.split()
+    if before.rstrip(_QUOTED).endswith(_OPERATORS):
+        return True
+    words = before.rstrip(_AROUND).split()
     if not words:
         return False
-    last = words[-1]
-    if before[-1:].isspace():
+    last, mark = words[-1], before[-1]
+    if mark in _AROUND:
         links = [word.strip(_AROUND) for word in words[-3:]]
         while len(links) > 1 and links[-1] in _LINKS:
             links.pop()
         return _ends_as_version(links[-1])
-    mark = last[-1]
     if mark in "/-_":
         name = last[:-1].lstrip(_AROUND)
         return name[:1].isalpha() and name not in _HOSTS and not ("/" in name or (":" in name and mark == "/"))
-    if mark == "v":
-        return not last[-2:-1].isalnum()
-    return last.endswith(_OPERATORS) or (mark in _AROUND and _ends_as_version(last.strip(_AROUND)))
+    return mark == "v" and not last[-2:-1].isalnum()
 
 
 def _ends_as_version(name: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from aperion.redaction.expressions import is_expression, is_placeholder
 from aperion.redaction.keys import flattened
 from aperion.redaction.marks import FIRST, LAST
 from aperion.redaction.notations import hide_cookies
@@ -82,10 +83,8 @@ def hide_assigned(text: str, keys: Keys, hide: Hide) -> str:
 
 def _random_end(text: str, named: re.Match[str]) -> int:
     """Return the end of a random value under the name of a service, as in 'plaid_client: 5f3a…', or 0."""
-    if not may_hold_key(named["name"]):
-        return 0
     value = _RANDOM.match(text, named.end())
-    return value.end() if value is not None else 0
+    return value.end() if value is not None and may_hold_key(named["name"]) else 0
 
 
 def _hidden(value: str, named: re.Match[str], hide: Hide) -> str:
@@ -132,7 +131,8 @@ def _found(text: str, named: re.Match[str]) -> tuple[int, int]:
     at = named.end()
     opening = _OPENING.match(text, at)
     if opening is not None:
-        return opening.end(), _quoted_end(text, opening)
+        end = _quoted_end(text, opening)
+        return opening.end(), opening.end() if is_placeholder(text[opening.end() : end]) else end
     return at, _bare_end(text, at, named)
 
 
@@ -164,7 +164,7 @@ def _closing(text: str, start: int, quote: str, depth: int, limit: int) -> int:
 
 
 def _bare_end(text: str, at: int, named: re.Match[str]) -> int:
-    if _NOTHING.match(text, at):
+    if _NOTHING.match(text, at) or is_expression(text, at, named["name"]):
         return at
     if text[at : at + 1] in ("[", "{", "("):
         # Prose leaves a parenthesis open; it ends with the line.

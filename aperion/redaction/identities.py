@@ -85,7 +85,7 @@ _DIGIT = re.compile(r"\d")
 _ISO_DATE = re.compile(r"(?:19|20)\d\d-\d\d-\d\d")
 
 _PASSWORD = re.compile(
-    r"\b(?:password|passwd|passphrase|passcode|pwd|pin code)[ \t]{1,4}(?:is|was|are|to|=)[ \t]{1,4}:?[ \t]{0,4}"
+    r"\b(?:password|passwd|passphrase|passcode|pwd|pin code)[ \t]{1,4}(?:is|was|are|to)[ \t]{1,4}:?[ \t]{0,4}"
     r"(?:(?P<quote>[\"'`])(?P<quoted>[^\"'`\n]{1,128})(?P=quote)|(?P<bare>[^\s\"'`<>]{4,128}))",
     re.IGNORECASE,
 )

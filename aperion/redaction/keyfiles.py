@@ -3,7 +3,7 @@ r"""Find private keys in the formats in which they are kept: PEM, PuTTY, and one
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aperion.redaction.marks import Hide
@@ -18,7 +18,6 @@ _BODY = re.compile(
     (?:[ \t\r]*+(?:\n|\\+n)[\s>|+\#]{0,64}[A-Za-z0-9+/]{1,76}={0,2}(?=[ \t]*+(?:\Z|["'\\\r\n])))?""",
     re.VERBOSE,
 )
-_FURTHEST: Final = 65_536
 
 
 def hide_private_keys(text: str, hide: Hide) -> str:
@@ -50,9 +49,10 @@ def _without_bodies(text: str, opening: re.Pattern[str], hide: Hide) -> str:
 
 def _end(text: str, start: int, opening: re.Pattern[str]) -> int:
     """Return where the body of a key ends: before its END line, or after the last line that looks like a key."""
-    closing = _END.search(text, start, start + _FURTHEST) if opening is _BEGIN else None
-    following = opening.search(text, start, start + _FURTHEST)
-    if closing is not None and (following is None or closing.start() < following.start()):
+    following = opening.search(text, start)
+    limit = len(text) if following is None else following.start()
+    closing = _END.search(text, start, limit) if opening is _BEGIN else None
+    if closing is not None:
         return closing.start()
-    body = _BODY.match(text, start)
+    body = _BODY.match(text, start, limit)
     return start if body is None else body.end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from aperion.redaction.marks import FIRST, LAST
+from aperion.redaction.expressions import is_placeholder
 
 if TYPE_CHECKING:
     from aperion.redaction.keys import Keys
@@ -22,6 +22,7 @@ _PAIR = re.compile(
     (?P<v>\\{0,4}["'`])(?P<value>[^"'`\\]{1,4096}+)(?P=v)\s{0,4}[)\]]""",
     re.VERBOSE,
 )
+_SHORT_NAME: Final = 3  # ("csc", "csr") are formats as well
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z_]{0,40}")
 _FLAG = re.compile(
     r"""(?<![^\s"'`=(\[])--?(?P<name>[A-Za-z][\w\-]{1,40}+)[ \t]{1,4}
@@ -53,7 +54,6 @@ _HTML_ESCAPED = re.compile(
 )
 _COOKIES = re.compile(r"(?P<name>[^\s=;,\"']{1,128}+)=(?P<value>\"[^\"]{0,4096}\"|[^\s;,\"']{1,8192}+)")
 _COOKIE_ATTRIBUTES: Final = frozenset({"path", "domain", "expires", "max-age", "samesite", "version", "priority"})
-_STANDING = re.compile(f"[{FIRST}-{LAST}]")
 
 
 def hide_noted(text: str, keys: Keys, hide: Hide) -> str:
@@ -75,7 +75,8 @@ def hide_noted(text: str, keys: Keys, hide: Hide) -> str:
 def hide_cookies(text: str, hide: Hide) -> str:
     """Return the value of a cookie header with the value of each cookie hidden, and its attributes kept (RFC 6265)."""
     if "=" not in text:
-        return hide("COOKIE", text) if text.strip() else text
+        is_setting = len(text) == 1 and text.isdigit()  # tcp_syncookies=1
+        return hide("COOKIE", text) if text.strip() and not is_setting else text
     return _COOKIES.sub(lambda found: _cookie(found, hide), text)
 
 
@@ -106,10 +107,16 @@ def _named(found: re.Match[str], keys: Keys, hide: Hide) -> str:
 
 
 def _paired(found: re.Match[str], keys: Keys, hide: Hide) -> str:
-    # ["password", "email"] is a list of names.
-    if found["open"] == "[" and _IDENTIFIER.fullmatch(found["value"]):
+    if not keys.hides(found["name"]):
         return found[0]
-    return _replaced(found, "value", "KEY", hide) if keys.hides(found["name"]) else found[0]
+    # ["password", "email"] is a list of names.
+    if _IDENTIFIER.fullmatch(found["value"]) and (found["open"] == "[" or _is_list_of_names(found, keys)):
+        return found[0]
+    return _replaced(found, "value", "KEY", hide)
+
+
+def _is_list_of_names(found: re.Match[str], keys: Keys) -> bool:
+    return len(found["name"]) <= _SHORT_NAME or keys.hides(found["value"])
 
 
 def _flag(found: re.Match[str], keys: Keys, hide: Hide) -> str:
@@ -120,7 +127,7 @@ def _flag(found: re.Match[str], keys: Keys, hide: Hide) -> str:
 
 def _replaced(found: re.Match[str], group: str, kind: str, hide: Hide) -> str:
     value = found[group].rstrip()
-    if not value:
+    if not value or is_placeholder(value):
         return found[0]
     start = found.start(group) - found.start()
     return found[0][:start] + hide(kind, value) + found[0][start + len(value) :]

@@ -33,6 +33,8 @@ _NATIONAL_LENGTHS: Final = {
     for code in codes.split(",")
 }
 _MOST_CODE_DIGITS: Final = 3
+_FEWEST: Final = 8
+"""Digits of a written-out number, the code included, unless its country has shorter ones only."""
 _TRUNK_ZERO = re.compile(r"\(0\)")
 
 # The beginnings of card numbers by length: ISO/IEC 7812 issuer ranges as the networks publish them.
@@ -48,12 +50,15 @@ _ISSUERS: Final = {
     19: re.compile(r"4|62|6304|67|5[06-8]|6011|64[4-9]|65|35(?:2[89]|[3-8])"),
 }
 _EAN: Final = 13
+_USUAL, _WRITTEN_OUT = 16, 19
+_FOUR_BEFORE = re.compile(r"(?:\A|[ ])[0-9A-Fa-f]{4}[ ]\Z")
+_FOUR_AFTER = re.compile(r"[ ][0-9A-F]{4,5}(?![\w\-/])")
 
 _DIGIT = re.compile(r"\d")
 _NOT_DIGITS = re.compile(r"\D+")
 _NINE = re.compile(r"\d(?:[ .\-/()]{0,3}\d){8}")  # no card, SSN or NANP number has fewer digits
-_PLUS = re.compile(r"(?<![\w+)\]])\+(?=[ (]?\d)")
-_INTERNATIONAL = re.compile(r"\+[ ]?(?:\(?\d{1,5}\)?(?:[ .\-/]{1,2}|[ ]?\(0\)[ ]?)?){1,10}")
+_PLUS = re.compile(r"(?<![\w+)\]])\+(?=\(?\d)")
+_INTERNATIONAL = re.compile(r"\+(?:\(?\d{1,5}\)?(?:[ .\-/]{1,2}|[ ]?\(0\)[ ]?)?){1,10}")
 _CARD = re.compile(
     r"""(?<![\w.+\-])
     (?:\d{4}(?P<four>[ .\-]|[ ]-[ ])\d{4}(?P=four)\d{4}(?P=four)(?:\d{4}(?:(?P=four)\d{3})?|\d{1,3})
@@ -102,7 +107,19 @@ def is_card(number: str) -> bool:
 def _card(found: re.Match[str], hide: Hide) -> str:
     written = found[0]
     number = written if written.isdigit() else _NOT_DIGITS.sub("", written)
-    return hide("CC", written) if number.isascii() and is_card(number) else written
+    if not number.isascii() or (found["four"] == " " and _is_in_table(found)):
+        return written
+    if is_card(number):
+        return hide("CC", written)
+    if found["four"] and len(number) > _USUAL and is_card(number[:_USUAL]):  # the three digits of the back follow
+        return hide("CC", written[:_WRITTEN_OUT]) + written[_WRITTEN_OUT:]
+    return written
+
+
+def _is_in_table(found: re.Match[str]) -> bool:
+    """Tell whether groups of four go on to the left or to the right, as in a dump or a table."""
+    text, start, end = found.string, found.start(), found.end()
+    return _FOUR_BEFORE.search(text, max(0, start - 6), start) is not None or _FOUR_AFTER.match(text, end) is not None
 
 
 def _without_international(text: str, hide: Hide) -> str:
@@ -139,5 +156,5 @@ def _is_international(written: str) -> bool:
     for size in range(1, _MOST_CODE_DIGITS + 1):
         lengths = _NATIONAL_LENGTHS.get(digits[:size])
         if lengths is not None:
-            return lengths[0] <= len(digits) - size <= lengths[1]
+            return max(lengths[0], min(lengths[1], _FEWEST - size)) <= len(digits) - size <= lengths[1]
     return False

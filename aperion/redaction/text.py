@@ -33,7 +33,7 @@ _HARMLESS = re.compile(
       |s?://(?:[A-Za-z]{1,14}+(?![A-Za-z\d])[./_\-{}]{0,4}+|\d{1,10}+(?![A-Za-z\d.])[/_\-{}]{0,4}+)*+)""",
     re.VERBOSE,
 )
-_PROSE = re.compile(r"[^\W\d_]{1,24}+(?:[ ,.!?;()\-][ (]?[^\W\d_]{1,24}+)*+[.!?)]{0,3}")
+_PROSE = re.compile(r"[^\W\d_]{1,24}+(?:(?:[,.!?;)]?[ ][(]?|-(?=\w{3}))[^\W\d_]{1,24}+)*+[.!?)]{0,3}")
 _TELLING = re.compile(r"[Pp]ass|PASS|[Pp]wd|PWD|[Bb]earer|BEARER|[Bb]asic|BASIC| -")  # what words alone can tell
 _KNOWN = re.compile(r"\[REDACTED(?:_[A-Z0-9_]{1,48})?\]|[\ue000-\uf8ff]")
 _PRIVATE = re.compile("[\ue000-\uf8ff]")

@@ -66,7 +66,7 @@ def _hidden_userinfo(part: str, sign: str, hide: Hide) -> str:
     end = _USERINFO_END.search(part)
     authority = part if end is None else part[: end.start()]
     if sign not in authority:
-        if authority.startswith("[") or _PORT.match(part.partition(":")[2]):
+        if authority.startswith("[") or ":" not in authority or _PORT.match(part.partition(":")[2]):
             return part
         authority = part
     userinfo, at, _ = authority.rpartition(sign)
