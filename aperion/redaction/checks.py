@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Final
 
 _BASE58: Final = {char: at for at, char in enumerate("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz")}
@@ -28,10 +29,33 @@ _IBAN_LENGTHS: Final = {
 }
 
 
+# The beginnings of card numbers by length: ISO/IEC 7812 issuer ranges as the networks publish them.
+_VISA_MASTER = r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720"
+_OTHERS = r"220[0-4]|6011|64[4-9]|65|62|60|35(?:2[89]|[3-8])|50|5[6-8]|63|67|81|82|9792|36"
+_ISSUERS: Final = {
+    13: re.compile("4"),
+    14: re.compile(r"30[0-59]|3[689]"),
+    15: re.compile(r"3[47]|1|2131|1800"),
+    16: re.compile(f"{_VISA_MASTER}|{_OTHERS}"),
+    17: re.compile(r"62|6304|67"),
+    18: re.compile(r"62|6304|67|5[06-8]"),
+    19: re.compile(r"4|62|6304|67|5[06-8]|6011|64[4-9]|65|35(?:2[89]|[3-8])"),
+}
+_EAN: Final = 13
+
+
 def passes_luhn(digits: str) -> bool:
     """Tell whether the last digit is the check digit of ISO/IEC 7812-1."""
     total = sum(map(int, digits[-1::-2])) + sum(_DOUBLED[int(digit)] for digit in digits[-2::-2])
     return total % 10 == 0
+
+
+def is_card(number: str) -> bool:
+    """Tell whether bare digits are a card number: length, issuer range and Luhn."""
+    issuers = _ISSUERS.get(len(number))
+    if issuers is None or issuers.match(number) is None or not passes_luhn(number):
+        return False
+    return len(number) != _EAN or not is_ean13(number)
 
 
 def is_ean13(digits: str) -> bool:

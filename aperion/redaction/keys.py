@@ -108,9 +108,10 @@ class Keys:
     """Decides about names, and remembers what it decided."""
 
     # Mutable: _known grows to its bound and is then emptied.
-    __slots__ = ("_custom", "_endings", "_known")
+    __slots__ = ("_custom", "_defaults", "_endings", "_known")
 
-    def __init__(self, custom: Iterable[str] = ()) -> None:
+    def __init__(self, custom: Iterable[str] = (), *, defaults: bool = True) -> None:
+        self._defaults = defaults
         self._custom = frozenset(flattened(name) for name in custom)
         self._endings = _ENDINGS | {name.rstrip(_NO_LETTERS)[-2:] for name in self._custom}
         self._known: dict[str, bool] = {}
@@ -133,7 +134,7 @@ class Keys:
 
     def _learned(self, name: str) -> bool:
         end = name[-_LONGEST_NAME:]
-        answer = self._is_custom(end) or is_sensitive(end)
+        answer = self._is_custom(end) or (self._defaults and is_sensitive(end))
         if len(name) <= _LONGEST_NAME:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()

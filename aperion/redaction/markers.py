@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 REDACTED: Final = "[REDACTED]"
+KEY: Final = "KEY"
+"""The type of what is hidden for the name it stands under."""
+DROPPED: Final = "".join((REDACTED[:-1], REDACTED[-1]))
+"""Told from ``REDACTED`` by identity: the entry of this value is to be left out."""
 DEPTH: Final = "[REDACTED_DEPTH]"
 SIZE: Final = "[REDACTED_SIZE]"
 CYCLE: Final = "[REDACTED_CYCLE]"
+TIME: Final = "[REDACTED_TIME]"
 FAILED: Final = "[REDACTED_ERROR]"
 CUT: Final = "\n[REDACTED_LENGTH]"
 """The end of a text that was cut; on a line of its own, so that no rule takes it for a value."""
@@ -29,12 +34,21 @@ class Sensitive:
     kind: str = ""
 
     @property
-    def marker(self) -> str:
-        """What is shown instead of the value."""
-        name = _NO_NAME.sub("_", str(self.kind).upper()[:_LONGEST_KIND]).strip("_")
-        return f"[REDACTED_{name}]" if name else REDACTED
+    def type(self) -> str:
+        """The name of the type in capitals: ``EMAIL``; ``KEY`` where no kind is given."""
+        return kind_name(str(self.kind)) or KEY
 
 
 @dataclass(frozen=True, slots=True)
 class Public:
     """Say that a field is shown as it is, whatever its name or its text looks like."""
+
+
+def kind_name(text: str) -> str:
+    """Return a text as the name of a type: ``user-id`` becomes ``USER_ID``."""
+    return _NO_NAME.sub("_", text.upper()[:_LONGEST_KIND]).strip("_")
+
+
+def kind_marker(kind: str) -> str:
+    """Return what stands in place of a value of a type."""
+    return REDACTED if kind == KEY else f"[REDACTED_{kind}]"

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from aperion.redaction.markers import REDACTED
-
-if TYPE_CHECKING:
-    from collections import Counter
 
 Hide = Callable[[str, str], str]
 """Takes the type of a value and the value, and returns what stands in its place."""
@@ -28,17 +25,18 @@ class Marks:
     """
 
     # Mutable: all of it, while one text is redacted.
-    __slots__ = ("_chars", "_kinds", "_marker", "_markers")
+    __slots__ = ("_chars", "_kinds", "_marker", "_markers", "_shown")
 
-    def __init__(self, marker: Hide) -> None:
+    def __init__(self, marker: Hide, shown: frozenset[str]) -> None:
         self._marker = marker
+        self._shown = shown  # the types that are not hidden
         self._chars: dict[str, str] = {}
         self._markers: dict[str, str] = {}
         self._kinds: dict[str, str] = {}
 
     def hide(self, kind: str, value: str) -> str:
         """Return the character that stands for a value of a type."""
-        if _is_standing(value):
+        if _is_standing(value) or kind in self._shown:
             return value
         char = self._char(self._marker(kind, value))
         self._kinds[char] = kind
@@ -48,12 +46,15 @@ class Marks:
         """Return a text with the markers that it has already, and characters like ours, set aside."""
         return known.sub(lambda found: self._char(found[0]), text)
 
-    def restored(self, text: str, report: Counter[str] | None = None) -> str:
-        """Return a text with its markers written out, and count what was hidden by type."""
+    def kind(self, text: str) -> str | None:
+        """Return the type of what was hidden if that is all that a text held."""
+        return self._kinds.get(text)
+
+    def restored(self, text: str, found: list[str]) -> str:
+        """Return a text with its markers written out, and note the type of each value that was hidden."""
         if not self._markers:
             return text
-        if report is not None:
-            report.update(self._kinds[char] for char in _STANDING.findall(text) if char in self._kinds)
+        found.extend(self._kinds[char] for char in _STANDING.findall(text) if char in self._kinds)
         return _STANDING.sub(lambda found: self._markers[found[0]], text)
 
     def _char(self, marker: str) -> str:

@@ -8,10 +8,12 @@ from enum import Enum, auto
 from typing import Any, Final, Protocol
 
 from aperion.redaction.fields import fields_of
-from aperion.redaction.markers import REDACTED, Public, Sensitive
+from aperion.redaction.checks import is_card
+from aperion.redaction.markers import KEY, Public, Sensitive, kind_marker
 
 Hides = Callable[[str], bool]
-Scrub = Callable[[str], str]
+Scrub = Callable[[str, list[str]], str]
+"""Takes a text and a list to which it adds the type of each value that it hides."""
 
 _REMEMBERED = 4096
 _LONGEST_NAME = 128
@@ -20,6 +22,7 @@ _LONGEST_NAME = 128
 NAMING: Final = frozenset(
     {"name", "key", "field", "header", "variable", "parameter", "param", "property", "attribute", "label"}
 )
+_VERSIONS: Final = ("version", "versions", "release", "firmware", "build")
 _HELD: Final = frozenset(
     {"value", "values", "val"}
     | {"string_value", "stringvalue", "old_value", "oldvalue", "new_value", "newvalue"}
@@ -34,6 +37,7 @@ class Role(Enum):
     HIDDEN = auto()
     HELD = auto()  # hidden when a sibling names something sensitive
     PUBLIC = auto()
+    VERSION = auto()  # four numbers with dots are no address here
     ABSENT = auto()
 
 
@@ -43,7 +47,7 @@ class Verdict:
 
     name: Any
     role: Role = Role.PLAIN
-    marker: str = REDACTED
+    kind: str = KEY
 
 
 class View(Protocol):
@@ -72,13 +76,12 @@ class KeyView:
         """Return what happens to the value under a key of any type."""
         name = key_text(key)
         if name is None:
-            return Verdict(key)
+            return Verdict(kind_marker("CC") if isinstance(key, int) and is_card(str(key)) else key)
         known = self._known.get(name)
         return self._learned(name) if known is None else known
 
     def _learned(self, name: str) -> Verdict:
-        role = Role.HELD if name.casefold() in _HELD else Role.PLAIN
-        verdict = Verdict(self._scrub(name), Role.HIDDEN if self._hides(name) else role)
+        verdict = Verdict(self._scrub(name, []), Role.HIDDEN if self._hides(name) else _role(name))
         if len(name) <= _LONGEST_NAME:
             self._remember(name, verdict)
         return verdict
@@ -113,12 +116,19 @@ class FieldView:
 def _field_verdict(names: tuple[str, ...], marker: Sensitive | Public | None, hides: Hides) -> Verdict:
     name = names[0]
     if isinstance(marker, Sensitive):
-        return Verdict(name, Role.HIDDEN, marker.marker)
+        return Verdict(name, Role.HIDDEN, marker.type)
     if isinstance(marker, Public):
         return Verdict(name, Role.PUBLIC)
     if any(map(hides, names)):
         return Verdict(name, Role.HIDDEN)
-    return Verdict(name, Role.HELD if name.casefold() in _HELD else Role.PLAIN)
+    return Verdict(name, _role(name))
+
+
+def _role(name: str) -> Role:
+    lowered = name.casefold()
+    if lowered in _HELD:
+        return Role.HELD
+    return Role.VERSION if lowered.endswith(_VERSIONS) else Role.PLAIN
 
 
 def key_text(key: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from aperion.redaction.checks import is_ean13, passes_luhn
+from aperion.redaction.checks import is_card
 
 if TYPE_CHECKING:
     from aperion.redaction.marks import Hide
@@ -37,19 +37,6 @@ _FEWEST: Final = 8
 """Digits of a written-out number, the code included, unless its country has shorter ones only."""
 _TRUNK_ZERO = re.compile(r"\(0\)")
 
-# The beginnings of card numbers by length: ISO/IEC 7812 issuer ranges as the networks publish them.
-_VISA_MASTER = r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720"
-_OTHERS = r"220[0-4]|6011|64[4-9]|65|62|60|35(?:2[89]|[3-8])|50|5[6-8]|63|67|81|82|9792|36"
-_ISSUERS: Final = {
-    13: re.compile("4"),
-    14: re.compile(r"30[0-59]|3[689]"),
-    15: re.compile(r"3[47]|1|2131|1800"),
-    16: re.compile(f"{_VISA_MASTER}|{_OTHERS}"),
-    17: re.compile(r"62|6304|67"),
-    18: re.compile(r"62|6304|67|5[06-8]"),
-    19: re.compile(r"4|62|6304|67|5[06-8]|6011|64[4-9]|65|35(?:2[89]|[3-8])"),
-}
-_EAN: Final = 13
 _USUAL, _WRITTEN_OUT = 16, 19
 _FOUR_BEFORE = re.compile(r"(?:\A|[ ])[0-9A-Fa-f]{4}[ ]\Z")
 _FOUR_AFTER = re.compile(r"[ ][0-9A-F]{4,5}(?![\w\-/])")
@@ -94,14 +81,6 @@ def hide_numbers(text: str, hide: Hide) -> str:
     text = _CARD.sub(lambda found: _card(found, hide), text)
     text = _SSN.sub(lambda found: hide("SSN", found[0]), text)
     return _NANP.sub(lambda found: hide("PHONE", found[0]), text)
-
-
-def is_card(number: str) -> bool:
-    """Tell whether bare digits are a card number: length, issuer range and Luhn."""
-    issuers = _ISSUERS.get(len(number))
-    if issuers is None or issuers.match(number) is None or not passes_luhn(number):
-        return False
-    return len(number) != _EAN or not is_ean13(number)
 
 
 def _card(found: re.Match[str], hide: Hide) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 from aperion.redaction.addresses import hide_coins, hide_emails, hide_ibans, hide_machines
 from aperion.redaction.assignments import hide_assigned
 from aperion.redaction.credentials import hide_credentials, hide_schemes
 from aperion.redaction.identities import hide_identities, hide_passwords
 from aperion.redaction.keyfiles import hide_private_keys
-from aperion.redaction.markers import CUT
+from aperion.redaction.markers import CUT, DROPPED
 from aperion.redaction.marks import Hide, Marks
 from aperion.redaction.notations import hide_noted
 from aperion.redaction.numbers import hide_numbers
@@ -18,9 +18,10 @@ from aperion.redaction.tokens import hide_tokens
 from aperion.redaction.urls import hide_in_urls
 
 if TYPE_CHECKING:
-    from collections import Counter
+    from collections.abc import Iterable
 
     from aperion.redaction.keys import Keys
+    from aperion.redaction.modes import Modes
 
 # Most texts in events: words, and the forms of ids, times and versions in which nothing can be hidden.
 _HARMLESS = re.compile(
@@ -35,8 +36,8 @@ _HARMLESS = re.compile(
 )
 _PROSE = re.compile(r"[^\W\d_]{1,24}+(?:(?:[,.!?;)]?[ ][(]?|-(?=\w{3}))[^\W\d_]{1,24}+)*+[.!?)]{0,3}")
 _TELLING = re.compile(r"[Pp]ass|PASS|[Pp]wd|PWD|[Bb]earer|BEARER|[Bb]asic|BASIC| -")  # what words alone can tell
-_KNOWN = re.compile(r"\[REDACTED(?:_[A-Z0-9_]{1,48})?\]|[\ue000-\uf8ff]")
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
+_VERSION = re.compile(r"[vV]?\d{1,6}(?:\.\d{1,6}){1,4}(?:[\-+~][\w.+~\-]{0,64})?")
 _RUN = re.compile(r"[A-Za-z0-9_\-]{15}")
 """Every token has a run of so many characters, and few other words have: a look at them settles most texts."""
 _DIGITS = re.compile(r"\d(?:[^\d]{0,2}\d){4}|\d \w+ \d{4}")
@@ -49,32 +50,52 @@ _GROWTH = 6
 class TextRules:
     """Everything that is done to one text, in time linear in it."""
 
-    __slots__ = ("_keys", "_marker", "_max")
+    __slots__ = ("_custom", "_keys", "_max", "_modes", "_shown")
 
-    def __init__(self, keys: Keys, max_text: int, marker: Hide) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        max_text: int,
+        modes: Modes,
+        custom: Iterable[tuple[str, Any]] = (),
+        shown: frozenset[str] = frozenset(),
+    ) -> None:
         self._keys = keys
         self._max = max_text
-        self._marker = marker
+        self._modes = modes
+        self._custom = tuple(custom)
+        self._shown = shown
 
-    def redact(self, text: str, report: Counter[str] | None = None) -> str:
-        """Return a text with its credentials hidden, and cut where it is too long."""
+    def redact(self, text: str, found: list[str]) -> str:
+        """Return a text with what is secret in it hidden, cut where it is too long; note the types of what was."""
         if len(text) > self._max:
-            return self._cut(text, report)
-        if _HARMLESS.fullmatch(text) is not None:
-            return text
-        if _PROSE.fullmatch(text) is not None and _TELLING.search(text) is None:
-            return text
-        clean = self._clean(text, report)
-        return clean if len(clean) <= self._max else self._cut(clean, report)
+            return self._cut(text, found)
+        if not self._custom:
+            if _HARMLESS.fullmatch(text) is not None:
+                return text
+            if _PROSE.fullmatch(text) is not None and _TELLING.search(text) is None:
+                return text
+        clean = self._clean(text, found)
+        return clean if len(clean) <= self._max or clean is DROPPED else self._cut(clean, found)
 
-    def _clean(self, text: str, report: Counter[str] | None) -> str:
-        marks = Marks(self._marker)
+    def redact_version(self, text: str, found: list[str]) -> str:
+        """Do the same for what stands under a name such as ``app_version``: 1.2.3.4 is no address there."""
+        return text if _VERSION.fullmatch(text) is not None else self.redact(text, found)
+
+    def _clean(self, text: str, found: list[str]) -> str:
+        marks = Marks(self._modes.marker, self._shown)
         if "[REDACTED" in text or not (text.isascii() or _PRIVATE.search(text) is None):
-            text = marks.protected(text, _KNOWN)
-        return marks.restored(self._hidden(text, marks.hide), report)
+            text = marks.protected(text, self._modes.known)
+        text = self._hidden(text, marks.hide)
+        if self._modes.may_drop and self._modes.drops(marks.kind(text) or ""):
+            found.append(marks.kind(text) or "")
+            return DROPPED
+        return marks.restored(text, found)
 
     def _hidden(self, text: str, hide: Hide) -> str:
         """Apply the rules in an order in which none destroys what another needs to see."""
+        for kind, pattern in self._custom:
+            text = pattern.sub(lambda match, kind=kind: hide(kind, match.group(0)), text)
         lowered = text.lower()
         if "--" in text or "private-lines" in lowered:
             text = hide_private_keys(text, hide)
@@ -89,12 +110,12 @@ class TextRules:
             text = hide_assigned(text, self._keys, hide)
         return hide_schemes(text, lowered, hide)
 
-    def _cut(self, text: str, report: Counter[str] | None) -> str:
+    def _cut(self, text: str, found: list[str]) -> str:
         # What was cut once may have grown, and is not cut again.
         if text.endswith(CUT) and len(text) <= _GROWTH * self._max + len(CUT):
-            return self._clean(text.removesuffix(CUT), report) + CUT
-        clean = self._clean(self._head(text), report)
-        return (clean if len(clean) <= self._max else self._clean(self._head(clean), None)) + CUT
+            return self._clean(text.removesuffix(CUT), found) + CUT
+        clean = self._clean(self._head(text), found)
+        return (clean if len(clean) <= self._max else self._clean(self._head(clean), [])) + CUT
 
     def _head(self, text: str) -> str:
         """Return a beginning that ends between words: half a secret is not recognised."""

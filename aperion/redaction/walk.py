@@ -10,19 +10,26 @@ from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from functools import partial
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, Final, NamedTuple
+from time import monotonic
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 from pydantic import AnyUrl, BaseModel, PostgresDsn, RootModel, Secret, SecretBytes, SecretStr
 from pydantic_core import MultiHostUrl, Url
 
+from aperion.redaction.checks import is_card
 from aperion.redaction.fields import is_named_tuple
-from aperion.redaction.markers import CYCLE, DEPTH, FAILED, REDACTED, SIZE
+from aperion.redaction.markers import CYCLE, DEPTH, DROPPED, FAILED, KEY, REDACTED, SIZE, TIME
+from aperion.redaction.tracebacks import message_of
 from aperion.redaction.names import NAMING, FieldView, Hides, KeyView, Role, Scrub, Verdict, View, key_text
 
 _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
+_SHORT_ATOMS: Final = _ATOMS - {int, float, Decimal}
+_NUMBERS: Final = frozenset({int, float, Decimal})
+_LOW, _HIGH = -(10**12), 10**12  # a card has 13 digits or more
 _SUBCLASSED: Final = (int, float, complex, date, time, timedelta, tzinfo, UUID, Decimal, Enum)
 _SECRETS: Final = (SecretStr, SecretBytes, Secret)
 # pydantic's URLs are no strings; their common base classes have no public name.
@@ -38,19 +45,41 @@ class Limits(NamedTuple):
 
     depth: int
     nodes: int
+    seconds: float
+
+
+class HideValue(Protocol):
+    """Returns what stands in place of a value of any class, for its type or for the name it stands under."""
+
+    def __call__(self, kind: str, value: object, found: list[str], name: object = "") -> object: ...
 
 
 class Rules:
     """What one redactor hides; shared by all its walks."""
 
     # Mutable: failures counts, the caches grow to their bounds.
-    __slots__ = ("_fields", "_markers", "failures", "hides", "limits", "names", "public", "scrub")
+    __slots__ = (
+        *("_fields", "_markers", "drops", "failures", "hide", "hides", "limits", "names", "public", "scrub"),
+        "scrub_version",
+    )
 
-    def __init__(
-        self, hides: Hides, scrub: Scrub, limits: Limits, *, markers: bool = True, public: Rules | None = None
+    def __init__(  # noqa: PLR0913 - every one is a part of what a redactor is told
+        self,
+        hides: Hides,
+        scrub: Scrub,
+        limits: Limits,
+        *,
+        hide: HideValue,
+        scrub_version: Scrub | None = None,
+        drops: bool = False,
+        markers: bool = True,
+        public: Rules | None = None,
     ) -> None:
         self.hides = hides
         self.scrub = scrub
+        self.scrub_version = scrub_version or scrub
+        self.hide = hide
+        self.drops = drops
         self.limits = limits
         self.public = self if public is None else public  # what holds inside a Public field
         self.failures = 0
@@ -72,21 +101,30 @@ class Walk:
     """The state of one copy: how much may still be visited, and what is open above."""
 
     # Mutable: all of it, during one call.
-    __slots__ = ("_left", "_parents", "_rules", "_top")
+    __slots__ = ("_deadline", "_found", "_left", "_parents", "_rules", "_top")
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, found: list[str]) -> None:
         self._top = self._rules = rules
+        self._found = found  # the type of each value that was hidden
         self._left = rules.limits.nodes
+        self._deadline = monotonic() + rules.limits.seconds
         self._parents: list[int] = []
 
     def value(self, value: Any) -> object:
         """Return the redacted copy of any value."""
         kind = type(value)
         if kind is str:
-            return self._rules.scrub(value)
+            return self._rules.scrub(value, self._found)
         if kind in _ATOMS:
-            return value
+            return self._number(value) if kind in _NUMBERS and not _LOW < value < _HIGH else value
         return self._read(value)
+
+    def _number(self, value: Any) -> object:
+        """Hide a number that is one of a card."""
+        is_whole = not isinstance(value, float) or value.is_integer()
+        if not is_whole or self._rules.public is self._rules or not is_card(f"{value:.0f}"):
+            return value
+        return self._rules.hide("CC", value, self._found)
 
     def _read(self, value: Any) -> object:
         if id(value) in self._parents:
@@ -106,7 +144,9 @@ class Walk:
         if len(self._parents) > self._top.limits.depth:
             return DEPTH
         self._left -= size
-        return SIZE if self._left < 0 else None
+        if self._left < 0:
+            return SIZE
+        return TIME if monotonic() > self._deadline else None
 
     def mapping(self, value: Any) -> object:
         """Copy a mapping, deciding by its keys."""
@@ -122,8 +162,9 @@ class Walk:
         if refusal is not None:
             return refusal
         if len(values) == _PAIR and isinstance(values[0], str | bytes) and self._names_secret(values[0]):
-            return [self.value(values[0]), _hidden(values[1], REDACTED)]
-        return [self.value(item) for item in values]
+            return [self.value(values[0]), self._hidden(values[1], KEY)]
+        copy = [self.value(item) for item in values]
+        return [item for item in copy if item is not DROPPED] if self._rules.drops else copy
 
     def model(self, value: BaseModel) -> object:
         """Copy a model by its fields, without its serialisers."""
@@ -153,21 +194,25 @@ class Walk:
 
     def text(self, value: Any) -> object:
         """Copy text in a class of its own as plain text."""
-        return self._rules.scrub(str.__str__(value))
+        return self._rules.scrub(str.__str__(value), self._found)
 
     def written(self, value: object) -> object:
         """Copy a URL or an address as its text."""
-        return self._rules.scrub(str(value))
+        return self._rules.scrub(str(value), self._found)
+
+    def error(self, value: BaseException) -> object:
+        """Copy an exception as its class and its message."""
+        return f"{type(value).__name__}: {message_of(value, partial(self._rules.scrub, found=self._found))}"
 
     def path(self, value: PurePath) -> object:
         """Keep a path, unless its text has something to hide."""
         text = str(value)
-        return value if (clean := self._rules.scrub(text)) == text else clean
+        return value if (clean := self._rules.scrub(text, self._found)) == text else clean
 
     def binary(self, value: Any) -> object:
         """Keep bytes, unless read as text they have something to hide."""
         text = bytes(value).decode("latin-1")
-        return self._rules.scrub(text).encode("latin-1", "replace")
+        return self._rules.scrub(text, self._found).encode("latin-1", "replace")
 
     def _bound(self) -> int:
         return max(self._left, 0) + 1
@@ -177,7 +222,7 @@ class Walk:
         if refusal is not None:
             return refusal
         copy: dict[Any, object] = {}
-        plain, scrub = view.plain, self._rules.scrub
+        plain, scrub, found = view.plain, self._rules.scrub, self._found
         for key, value in pairs:
             name = plain.get(key)
             if name is None:
@@ -187,16 +232,21 @@ class Walk:
                 continue
             kind = type(value)
             if kind is str:
-                copy[name] = scrub(value)
+                copy[name] = scrub(value, found)
             else:
-                copy[name] = value if kind in _ATOMS else self.value(value)
-        return copy
+                copy[name] = value if kind in _SHORT_ATOMS else self.value(value)
+        return {name: value for name, value in copy.items() if value is not DROPPED} if self._rules.drops else copy
 
     def _decided(self, verdict: Verdict, value: Any, pairs: Pairs) -> object:
         role = verdict.role
         if role is Role.HIDDEN or (role is Role.HELD and self._sibling_names_secret(pairs)):
-            return _hidden(value, verdict.marker)
+            return self._hidden(value, verdict.kind, verdict.name)
+        if role is Role.VERSION and isinstance(value, str):
+            return self._rules.scrub_version(value, self._found)
         return self._in_public(value) if role is Role.PUBLIC else self.value(value)
+
+    def _hidden(self, value: object, kind: str, name: object = "") -> object:
+        return None if value is None else self._rules.hide(kind, value, self._found, name)
 
     def _in_public(self, value: Any) -> object:
         rules, self._rules = self._rules, self._rules.public
@@ -216,10 +266,6 @@ class Walk:
 
 Reader = Callable[[Walk, Any], object]
 Pairs = Iterable[tuple[Any, Any]]
-
-
-def _hidden(value: object, marker: str) -> str | None:
-    return None if value is None else marker
 
 
 def _unused(name: Any, taken: dict[Any, object]) -> Any:
@@ -249,6 +295,7 @@ _KINDS: Final[tuple[tuple[type[Any] | tuple[type[Any], ...], Reader], ...]] = (
     (str, Walk.text),
     ((bytes, bytearray, memoryview), Walk.binary),
     (PurePath, Walk.path),
+    (BaseException, Walk.error),
     ((*_WRITTEN, *_ADDRESSES), Walk.written),
     (RootModel, Walk.root),
     (BaseModel, Walk.model),
