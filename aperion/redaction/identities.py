@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.checks import is_cnpj, is_cpf, is_dni
@@ -68,18 +69,12 @@ _MEANINGS: Final = (
         landline, contact number, msisdn, desk, pager, viber, signal number, rufnummer, ph""",
     ),
 )
+_PATTERNS: Final = {kind: value for kind, value, _ in _MEANINGS}
 _KINDS: Final = {word: kind for kind, _, words in _MEANINGS for word in _words(words)}
 _LINKS: Final = (
     r"(?:[ \t\"'(:=#.,\-–]{1,4}(?:number|numbers|no|num|nr|id|ids|code|is|was|are|of|on|at|me|us|him|her|for|to|in|the|my|our"
     r"|home|work|office|main|direct|line|card|card number|registration|holder|customer|account)\b){0,3}+[ \t\"'(:=#.\-–>]{0,4}+"
 )
-_WORD = re.compile(rf"(?<![A-Za-z0-9_])(?:{trie(tuple(_KINDS))})(?![A-Za-z0-9_])")
-_VALUES: Final = {
-    kind: re.compile(rf"{_LINKS}(?P<value>{value})(?![\w])(?!-\w)", re.IGNORECASE) for kind, value, _ in _MEANINGS
-}
-_MORE: Final = {
-    kind: re.compile(rf"[ \t]*(?:,|;|and|or|&|/)[ \t]*(?P<value>{value})(?![\w])", re.IGNORECASE) for kind, value, _ in _MEANINGS
-}
 _FEWEST_DIGITS: Final = {"DATE_OF_BIRTH": 5, "PHONE": 6, "SSN": 9, "BANK_ACCOUNT": 6}
 _DIGIT = re.compile(r"\d")
 _ISO_DATE = re.compile(r"(?:19|20)\d\d-\d\d-\d\d")
@@ -112,6 +107,21 @@ _FITTING: Final[dict[str, tuple[str, Callable[[str], bool]]]] = {
 }
 
 
+@cache
+def _word() -> re.Pattern[str]:
+    return re.compile(rf"(?<![A-Za-z0-9_])(?:{trie(tuple(_KINDS))})(?![A-Za-z0-9_])")
+
+
+@cache
+def _value(kind: str) -> re.Pattern[str]:
+    return re.compile(rf"{_LINKS}(?P<value>{_PATTERNS[kind]})(?![\w])(?!-\w)", re.IGNORECASE)
+
+
+@cache
+def _another(kind: str) -> re.Pattern[str]:
+    return re.compile(rf"[ \t]*(?:,|;|and|or|&|/)[ \t]*(?P<value>{_PATTERNS[kind]})(?![\w])", re.IGNORECASE)
+
+
 def hide_identities(text: str, hide: Hide) -> str:
     """Return a text with the numbers of people hidden, by what is said before them or by their check digits."""
     if _SPACED.search(text) is not None:
@@ -140,14 +150,15 @@ def _shaped(found: re.Match[str], hide: Hide) -> str:
 def _after_words(text: str, lowered: str, hide: Hide) -> str:
     pieces: list[str] = []
     at = position = 0
-    while (word := _WORD.search(lowered, position)) is not None:
+    words = _word()
+    while (word := words.search(lowered, position)) is not None:
         position = word.end()
         kind = _KINDS[word[0]]
-        found = _VALUES[kind].match(text, position)
+        found = _value(kind).match(text, position)
         while found is not None and _means(kind, found["value"]):
             pieces += text[at : found.start("value")], hide(kind, found["value"])
             at = position = found.end("value")
-            found = _MORE[kind].match(text, position)
+            found = _another(kind).match(text, position)
     return "".join([*pieces, text[at:]]) if pieces else text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -35,8 +36,12 @@ _WEBHOOKS: Final = (
     ("oapi.dingtalk.com", r"oapi\.dingtalk\.com/robot/send\?access_token=(?P<secret>\w{20,80})"),
     ("qyapi.weixin", r"qyapi\.weixin\.qq\.com/cgi-bin/webhook/send\?key=(?P<secret>[\w\-]{20,60})"),
 )
-_HOOKS: Final = tuple((trigger, re.compile(pattern, re.IGNORECASE)) for trigger, pattern in _WEBHOOKS)
 _WEB: Final = ("hook", "/bot", "ifttt", "/workflows/", "pipedream", "victorops", "messages?key", "robot/send")
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
 
 
 def hide_in_urls(text: str, lowered: str, hide: Hide) -> str:
@@ -44,9 +49,9 @@ def hide_in_urls(text: str, lowered: str, hide: Hide) -> str:
     if "@" in text or "%40" in text:
         text = _URL.sub(lambda url: _without_password(url[0], hide), text)
     if any(word in lowered for word in _WEB):
-        for trigger, pattern in _HOOKS:
+        for trigger, pattern in _WEBHOOKS:
             if trigger in lowered:
-                text = pattern.sub(lambda found: _without_secret(found, hide), text)
+                text = _compiled(pattern).sub(lambda found: _without_secret(found, hide), text)
     return text
 
 

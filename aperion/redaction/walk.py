@@ -29,7 +29,7 @@ from aperion.redaction.names import NAMING, FieldView, Hides, KeyView, Role, Scr
 _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
 _SHORT_ATOMS: Final = _ATOMS - {int, float, Decimal}
 _NUMBERS: Final = frozenset({int, float, Decimal})
-_LOW, _HIGH = -(10**12), 10**12  # a card has 13 digits or more
+_LOW, _HIGH, _HIGHEST = -(10**12), 10**12, 10**19  # a card has 13 to 19 digits
 _SUBCLASSED: Final = (int, float, complex, date, time, timedelta, tzinfo, UUID, Decimal, Enum)
 _SECRETS: Final = (SecretStr, SecretBytes, Secret)
 # pydantic's URLs are no strings; their common base classes have no public name.
@@ -121,10 +121,10 @@ class Walk:
 
     def _number(self, value: Any) -> object:
         """Hide a number that is one of a card."""
-        is_whole = not isinstance(value, float) or value.is_integer()
-        if not is_whole or self._rules.public is self._rules or not is_card(f"{value:.0f}"):
+        if not _HIGH <= value < _HIGHEST or value != int(value) or self._rules.public is self._rules:
             return value
-        return self._rules.hide("CC", value, self._found)
+        number = str(int(value))
+        return self._rules.hide("CC", number, self._found) if is_card(number) else value
 
     def _read(self, value: Any) -> object:
         if id(value) in self._parents:
