@@ -96,7 +96,7 @@ def _hidden(value: str, named: re.Match[str], hide: Hide) -> str:
     if flattened(named["name"]).endswith(_COOKIES):
         return hide_cookies(value, hide)
     mark = named["slashes"] + named["quote"]
-    if mark and named["sign"] == ":" and not _OPENING.match(named.string, named.end()):
+    if named["quote"] and named["sign"] == ":" and not _OPENING.match(named.string, named.end()):
         return f"{mark}{hide('KEY', value)}{mark}"  # JSON stays JSON
     return hide("KEY", value)
 

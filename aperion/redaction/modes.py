@@ -111,8 +111,9 @@ class Modes:
             return kind_marker(kind)
         if mode is Mode.DROP:
             return kind_marker(KEY)
-        detail = self._detail(mode, kind, value)
-        return f"{kind_marker(kind)[:-1]}:{detail}]" if detail else kind_marker(kind)
+        marker = f"{kind_marker(kind)[:-1]}:{self._detail(mode, kind, value)}]"
+        # What would not be known again as a marker is not written.
+        return marker if self.known.fullmatch(marker) is not None else kind_marker(kind)
 
     def _detail(self, mode: Mode, kind: str, value: str) -> str:
         if mode is Mode.PARTIAL:

@@ -42,6 +42,7 @@ _RUN = re.compile(r"[A-Za-z0-9_\-]{15}")
 """Every token has a run of so many characters, and few other words have: a look at them settles most texts."""
 _DIGITS = re.compile(r"\d(?:[^\d]{0,2}\d){4}|\d \w+ \d{4}")
 """Five digits close together, or a date with a month in words: no number of a person has fewer."""
+_MOST_ROUNDS = 5
 _LONGEST_TAIL = 1024
 _GROWTH = 6
 """How many times as long a text can get: ``pw=1`` becomes ``pw=[REDACTED]``."""
@@ -86,11 +87,20 @@ class TextRules:
         marks = Marks(self._modes.marker, self._shown)
         if "[REDACTED" in text or not (text.isascii() or _PRIVATE.search(text) is None):
             text = marks.protected(text, self._modes.known)
-        text = self._hidden(text, marks.hide)
+        text = self._settled(text, marks.hide)
         if self._modes.may_drop and self._modes.drops(marks.kind(text) or ""):
             found.append(marks.kind(text) or "")
             return DROPPED
         return marks.restored(text, found)
+
+    def _settled(self, text: str, hide: Hide) -> str:
+        """Apply the rules until they change nothing more: what was hidden may free what stood beside it."""
+        for _ in range(_MOST_ROUNDS):
+            clean = self._hidden(text, hide)
+            if clean == text:
+                break
+            text = clean
+        return text
 
     def _hidden(self, text: str, hide: Hide) -> str:
         """Apply the rules in an order in which none destroys what another needs to see."""
