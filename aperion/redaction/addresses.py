@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aperion.redaction.marks import Hide
 
 # RFC 5321 and RFC 6531: letters of every script. A local part has 64 octets at most; longer ones are met in logs.
-_LOCAL: Final = r"[^\s@<>()\[\]{},;:\"'`\\=|?*/&#]"
+_LOCAL: Final = r"[^\s@<>()\[\]{},;:\"'`\\=|?*/&#\ue000-\uf8ff]"
 _DOMAIN: Final = r"(?:(?!-)[^\W_](?:[\w\-]{0,62}+)\.){1,12}(?P<top>xn--[a-z0-9\-]{2,59}|[^\W\d_]{2,63})(?![\w\-])"
 _EMAIL = re.compile(
     rf"""(?P<local>\"[^"\n]{{1,64}}\"|(?<!{_LOCAL}){_LOCAL}{{1,256}}+)

@@ -50,6 +50,7 @@ _STRUCTURE = re.compile(r"""[\[({\])}]|\\{0,8}["'`]""")
 _LINE_END = re.compile(r"[\r\n]|\Z")
 
 _INPUT_OF_PYDANTIC = "input_value"
+_OF_HTML: Final = "accesskey"  # the attribute: one letter for the keyboard
 _LONGEST_PHRASE = 50
 _COOKIES: Final = ("cookie", "cookies")
 _RANDOM = re.compile(  # fourteen characters or more, with a digit and a letter among them
@@ -71,7 +72,7 @@ def hide_assigned(text: str, keys: Keys, hide: Hide) -> str:
         position = named.end()
         if _is_sensitive(named, keys):
             start, end = _found(text, named)
-            if end > start:
+            if end > start and not (end == start + 1 and named["name"] == _OF_HTML):
                 pieces += text[at:start], _hidden(text[start:end], named, hide)
                 at = end
             position = max(end, position)

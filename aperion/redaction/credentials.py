@@ -34,10 +34,9 @@ _BARE: Final = (
     ("OKTA_TOKEN", "00", re.compile(r"(?<![\w\-])00(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])[\w\-]{40}(?![\w\-])")),
     ("TWITTER_TOKEN", "AAAAAAAAAA", re.compile(r"(?<!\w)A{20,22}[A-Za-z0-9%]{60,120}(?!\w)")),
     ("DROPBOX_TOKEN", "AAAAAAAAAA", re.compile(r"(?<!\w)[\w\-]{11}AAAAAAAAAA[\w\-=]{43}(?!\w)")),
-    ("SIDEKIQ_KEY", "contribsys", re.compile(r"(?<=//)[a-f0-9]{8}:[a-f0-9]{8}(?=@)")),
 )
 
-_AWS_SECRET = re.compile(r"(?<![\w/+=.\-])[A-Za-z0-9/+]{40}(?![\w/+=.\-])")
+_AWS_SECRET = re.compile(r"(?:(?<![\w/+.\-])|(?<=\\[nrt]))[A-Za-z0-9/+]{40}(?![\w/+=\-])(?!\.\w)")
 _CHANGES = re.compile(r"[a-z](?=[A-Z0-9])|[A-Z](?=[a-z0-9])|[0-9](?=[A-Za-z])")
 _FEWEST_CHANGES: Final = 10
 

@@ -154,10 +154,11 @@ def flattened(name: str) -> str:
 
 def is_sensitive(name: str) -> bool:
     """Tell whether a name is one of those that everybody should hide."""
-    words = _trimmed(_words(name))
+    whole = _words(name)
+    words = _trimmed([*whole])
     if not words:
         return False
-    if _ends_sensitively(_singular(words)):
+    if _ends_sensitively(_singular(words)) or _ends_sensitively(whole):
         return not _is_harmless(name, words)
     return flattened(_PATH.split(name)[-1]).rstrip(_DIGITS) in _EXACT
 

@@ -62,7 +62,6 @@ SECRETS: Final = (
     Kind("TERRAFORM_TOKEN", "token of HCP Terraform", "14 characters, .atlasv1., 60 to 70 more", "", "HashiCorp", "7Kd3Qa9Zx2Mf5W.atlasv1.7Kd3Qa9Zx2Mf5Wb87Kd3Qa9Zx2Mf5Wb87Kd3Qa9Zx2Mf5Wb87Kd3Qa9Zx2Mf"),
     Kind("MAXMIND_KEY", "licence key", "6, 29 characters and mmk", "", "MaxMind", "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"),
     Kind("TWITTER_TOKEN", "bearer token", "twenty A and 60 or more", "", "gitleaks", "AAAAAAAAAAAAAAAAAAAAAA7Kd3Qa9Zx2Mf5Wb87Kd3Qa9Zx2Mf5Wb87Kd3Qa9Zx2Mf5Wb87Kd3Qa9Zx2Mf5Wb8"),
-    Kind("SIDEKIQ_KEY", "credentials of Sidekiq's gem server", "two times eight hex digits", "host", "gitleaks", "https://7d3a9f2b:7d3a9f2b@gems.contribsys.com/"),
 )  # fmt: skip
 
 

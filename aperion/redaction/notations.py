@@ -65,6 +65,8 @@ def hide_noted(text: str, keys: Keys, hide: Hide) -> str:
         text = _PAIR.sub(lambda found: _paired(found, keys, hide), text)
     if " -" in text or "\t-" in text or text[:1] in _FLAG_STARTS:
         text = _flags(text, keys, hide)
+    if "dentified" in text or "DENTIFIED" in text:
+        text = _SQL.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
     if "%3" in text:
         text = _URL_ENCODED.sub(lambda found: _named(found, keys, hide), text)
     if "&" in text and ("&quot" in text or "&#" in text or "&apos" in text):
@@ -94,8 +96,6 @@ def _flags(text: str, keys: Keys, hide: Hide) -> str:
             text = _USER_FLAG.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
     if " -p" in text or " -a" in text:  # of mysql, redis-cli, docker login
         text = _PASSWORD_FLAG.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
-    if "dentified" in text or "DENTIFIED" in text:
-        text = _SQL.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
     return text
 
 

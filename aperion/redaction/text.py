@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 # Most texts in events: words, and the forms of ids, times and versions in which nothing can be hidden.
 _HARMLESS = re.compile(
-    r"""[A-Za-z]*+(?:
+    r"""[A-Za-z]{1,19}+
+      |(?=.{1,14}\Z)[A-Za-z_\-]*+\d{0,6}+[A-Za-z_\-]*+
       |\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+\-]\d\d:?\d\d)?)?
       |[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
-      |[A-Za-z_\-]{0,15}+\d{0,6}+[A-Za-z_\-]{0,15}+
       |v?\d{1,6}(?:\.\d{1,6}){1,2}
       |[0-9a-f]{64}|[0-9a-f]{40}
-      |s?://(?:[A-Za-z]{1,14}+(?![A-Za-z\d])[./_\-{}]{0,4}+|\d{1,10}+(?![A-Za-z\d.])[/_\-{}]{0,4}+)*+)""",
+      |[a-z]{2,6}://(?:[A-Za-z]{1,14}+(?![A-Za-z\d])[./_\-{}]{0,4}+|\d{1,10}+(?![A-Za-z\d.])[/_\-{}]{0,4}+)*+""",
     re.VERBOSE,
 )
 _PROSE = re.compile(r"[^\W\d_]{1,24}+(?:(?:[,.!?;)]?[ ][(]?|-(?=\w{3}))[^\W\d_]{1,24}+)*+[.!?)]{0,3}")

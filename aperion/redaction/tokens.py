@@ -56,7 +56,7 @@ ISSUERS: Final = (
     ),
     _issuer(
         *("SLACK_TOKEN", "Slack: tokens of bots, users, apps, workspaces and configurations"),
-        *("xoxb-{url 10+}", "xoxp-{url 10+}", "xoxa-{url 8+}", "xoxr-{url 8+}", "xoxs-{url 10+}", "xoxo-{url 10+}"),
+        *("xoxb-{url 10+}", "xoxp-{url 10+}", "xoxa-{url 10+}", "xoxr-{url 10+}", "xoxs-{url 10+}", "xoxo-{url 10+}"),
         *("xoxe-{url 10+}", "xoxe.xoxb-{url 20+}", "xoxe.xoxp-{url 20+}", "xoxc-{url 10+}", "xoxd-{wide 10+}"),
         *("xapp-{digit 1}-{an 8+}-{digit 8+}-{an 16+}", "XOXB-{url 10+}", "XOXP-{url 10+}"),
         *("xwfp-{url 20+}",),
@@ -225,7 +225,7 @@ def _token(text: str, start: int, prefix: str) -> tuple[str, int]:
         for kind, pattern in _patterns(prefix) if prefix in _BY_PREFIX else ():
             match = pattern.match(text, start)
             if match is not None and _is_random(prefix, match[0][len(prefix) :]):
-                return kind, match.end()
+                return kind, start + len(match[0].rstrip("."))  # the end of a sentence
         prefix = prefix[:-1]
     return "", 0
 

@@ -18,6 +18,14 @@ _PLAIN_USER: Final = 16
 _TOKEN_USER = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.\-~+=]{16,}")
 _TEMPLATE = re.compile(r"\$?\{{1,2}[^{}]{0,64}\}{1,2}|<[^<>]{0,64}>|\$\w{1,64}|%\w{1,64}%|\*{1,64}|x{3,64}|\.{3}|%s", re.IGNORECASE)
 
+# RFC 3986 queries: AWS Signature Version 4, SAS of Azure, signed URLs of Google, CloudFront, Alibaba; codes of OAuth.
+_SIGNED = re.compile(
+    r"""(?<=[?&;])(?P<name>(?:[a-z]{1,10}-){0,3}(?:signature|sig|sign|hmac|sigv4)|code|auth_code)=
+    (?P<value>[^&\s"'<>\#;]{8,2048}+)""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_CODE = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.\-/%]{20,}")
+
 _WEBHOOKS: Final = (
     ("hooks.slack.com", r"hooks\.slack\.com/(?:services|workflows|triggers|commands)/(?P<secret>[\w/+\-]{8,200})"),
     ("discord", r"discord(?:app)?\.com/api/(?:v\d{1,2}/)?webhooks/\d{5,25}/(?P<secret>[\w\-]{20,120})"),
@@ -48,11 +56,19 @@ def hide_in_urls(text: str, lowered: str, hide: Hide) -> str:
     """Return a text with the passwords in its URLs hidden, and the webhooks that are passwords themselves."""
     if "@" in text or "%40" in text:
         text = _URL.sub(lambda url: _without_password(url[0], hide), text)
+    if "=" in text and ("sig" in lowered or "hmac" in lowered or "code=" in lowered):
+        text = _SIGNED.sub(lambda found: _without_signature(found, hide), text)
     if any(word in lowered for word in _WEB):
         for trigger, pattern in _WEBHOOKS:
             if trigger in lowered:
                 text = _compiled(pattern).sub(lambda found: _without_secret(found, hide), text)
     return text
+
+
+def _without_signature(found: re.Match[str], hide: Hide) -> str:
+    if found["name"].lower().endswith("code") and _CODE.fullmatch(found["value"]) is None:
+        return found[0]
+    return f"{found['name']}={hide('SIGNATURE', found['value'])}"
 
 
 def _without_secret(found: re.Match[str], hide: Hide) -> str:
