@@ -46,6 +46,8 @@ _ANNOTATED = re.compile(  # the rest of 'password: str | None = "…"'
     r"\]{0,4}(?:[ ]\|[ ][\w.\[\]]{1,64}){0,4}[ \t]{0,8}=(?!=)[ \t]{0,8}"
 )
 _DONE = re.compile(f"[{FIRST}-{LAST}][.!?:]*")
+_WORDS = re.compile(r"[^\s:=\"'`{}\[\](),;<>\\]{1,64}(?:[ ][^\s:=\"'`{}\[\](),;<>\\]{1,64}){1,15}(?=\s*(?:\n|\Z))")
+_DEEPEST_INDENT: Final = 64
 _STRUCTURE = re.compile(r"""[\[({\])}]|\\{0,8}["'`]""")
 _LINE_END = re.compile(r"[\r\n]|\Z")
 
@@ -172,6 +174,8 @@ def _bare_end(text: str, at: int, named: re.Match[str]) -> int:
         at = _bracket_end(text, at, len(text) if text[at] != "(" else _line_end(text, at))
     elif named["sign"] == ":" and not named["quote"] and flattened(named["name"]).endswith(_WHOLE_LINES):
         return _rest_of_line(text, at, _before(named))
+    if named["sign"] == ":" and not named["quote"] and (words := _words_of_line(text, at, named)):
+        return words
     scheme = _SCHEME.match(text, at)
     end = _plain_end(text, at if scheme is None else scheme.end())
     annotated = _ANNOTATED.match(text, end) if named["sign"] == ":" else None
@@ -195,6 +199,15 @@ def _rest_of_line(text: str, at: int, before: str) -> int:
         quote = text.find(before, at, end)
         end = quote if quote >= 0 else end
     return at + len(text[at:end].rstrip("\\ \t"))
+
+
+def _words_of_line(text: str, at: int, named: re.Match[str]) -> int:
+    """Return the end of a line of YAML, 'password: correct horse battery staple', or 0 where it is none."""
+    start = max(text.rfind("\n", 0, named.start()) + 1, named.start() - _DEEPEST_INDENT)
+    if text[start : named.start()].strip(" -") or (named["slashes"] and start):
+        return 0
+    line = _WORDS.match(text, at)
+    return line.end() if line is not None else 0
 
 
 def _line_end(text: str, at: int) -> int:

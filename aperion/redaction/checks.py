@@ -31,7 +31,7 @@ _IBAN_LENGTHS: Final = {
 
 # The beginnings of card numbers by length: ISO/IEC 7812 issuer ranges as the networks publish them.
 _VISA_MASTER = r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720"
-_OTHERS = r"220[0-4]|6011|64[4-9]|65|62|60|35(?:2[89]|[3-8])|50|5[6-8]|63|67|81|82|9792|36"
+_OTHERS = r"220[0-4]|6011|64[4-9]|65|62|60|35|50|5[6-8]|63|67|81|82|9792|36"
 _ISSUERS: Final = {
     13: re.compile("4"),
     14: re.compile(r"30[0-59]|3[689]"),

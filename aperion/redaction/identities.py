@@ -58,6 +58,11 @@ _MEANINGS: Final = (
         routing, aba, aba number, sort code, sortcode, bsb, transit number, clabe, ifsc""",
     ),
     (
+        *("SECURITY_CODE", r"\d{3,8}"),
+        """otp, pin, pin code, cvv, cvv2, cvc, security code, verification code, confirmation code, one-time code
+        one time code, one-time password, login code, 2fa code, mfa code, auth code, sms code, passcode""",
+    ),
+    (
         *("DATE_OF_BIRTH", _DATE),
         """dob, d.o.b, date of birth, birth date, birthdate, birthday, born, born on, geboren am, geburtsdatum
         date de naissance, fecha de nacimiento""",
@@ -75,17 +80,22 @@ _LINKS: Final = (
     r"(?:[ \t\"'(:=#.,\-–]{1,4}(?:number|numbers|no|num|nr|id|ids|code|is|was|are|of|on|at|me|us|him|her|for|to|in|the|my|our"
     r"|home|work|office|main|direct|line|card|card number|registration|holder|customer|account)\b){0,3}+[ \t\"'(:=#.\-–>]{0,4}+"
 )
-_FEWEST_DIGITS: Final = {"DATE_OF_BIRTH": 5, "PHONE": 6, "SSN": 9, "BANK_ACCOUNT": 6}
+_FEWEST_DIGITS: Final = {"DATE_OF_BIRTH": 5, "PHONE": 6, "SSN": 9, "BANK_ACCOUNT": 6, "SECURITY_CODE": 3}
 _DIGIT = re.compile(r"\d")
 _ISO_DATE = re.compile(r"(?:19|20)\d\d-\d\d-\d\d")
 
+_TOLD: Final = r"(?:password|passwd|passphrase|passcode|pwd|api[ _\-]?key|access[ _\-]key|secret(?:[ _\-]key)?|(?:access[ _\-])?token)"
 _PASSWORD = re.compile(
-    r"\b(?:password|passwd|passphrase|passcode|pwd|pin code)[ \t]{1,4}(?:is|was|are|to)[ \t]{1,4}:?[ \t]{0,4}"
-    r"(?:(?P<quote>[\"'`])(?P<quoted>[^\"'`\n]{1,128})(?P=quote)|(?P<bare>[^\s\"'`<>]{4,128}))",
-    re.IGNORECASE,
+    rf"""\b(?:{_TOLD}[ \t]{{1,4}}(?:(?:is|was|are|to|of|set[ ]to|changed[ ]to)[ \t]{{1,4}})?:?[ \t]{{0,4}}
+          (?:(?P<quote>["'`])(?P<quoted>[^"'`\n]{{1,128}})(?P=quote)|(?P<told>(?<=is[ ]|as[ ]|re[ ]|to[ ]|of[ ])[^\s"'`<>]{{4,128}}))
+        |{_TOLD}[ \t]{{1,4}}(?P<random>[\w\-]{{20,256}})(?![\w\-])
+        |login[ ][^\s]{{1,128}}[ ]password[ ](?P<netrc>[^\s]{{1,256}}))""",
+    re.IGNORECASE | re.VERBOSE,
 )
-_LIKE_A_PASSWORD = re.compile(r"(?=[^\d]*\d|[\w.,]*[^\w.,]|[a-z]+[A-Z])[^\s]{4,}")
+_LIKE_A_PASSWORD = re.compile(r"(?=[^\d]*\d|[\w.,'\-]*[^\w.,'\-]|[a-z]+[A-Z])[^\s]{4,}")
+_MIXED = re.compile(r"(?=[^\d]*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])")
 
+_TOLD_WORDS: Final = ("pass", "pwd", "secret", "token", "key ")
 _SPACED = re.compile(r"[^\w.\-]")
 # Check digits: Receita Federal (Brazil). Letters: Real Decreto 1553/2005 (Spain), HMRC's NIM39110 (UK).
 _SHAPED = re.compile(
@@ -114,7 +124,7 @@ def _word() -> re.Pattern[str]:
 
 @cache
 def _value(kind: str) -> re.Pattern[str]:
-    return re.compile(rf"{_LINKS}(?P<value>{_PATTERNS[kind]})(?![\w])(?!-\w)", re.IGNORECASE)
+    return re.compile(rf"{_LINKS}(?P<value>{_PATTERNS[kind]})(?:(?=x\d)|(?![\w]))(?!-\w)", re.IGNORECASE)
 
 
 @cache
@@ -131,7 +141,7 @@ def hide_identities(text: str, hide: Hide) -> str:
 
 def hide_passwords(text: str, lowered: str, hide: Hide) -> str:
     """Return a text with the passwords hidden that a sentence tells: 'the password is …'."""
-    if "pass" in lowered or "pwd" in lowered or "pin code" in lowered:
+    if any(word in lowered for word in _TOLD_WORDS):
         text = _PASSWORD.sub(lambda found: _password(found, hide), text)
     return text
 
@@ -156,8 +166,10 @@ def _after_words(text: str, lowered: str, hide: Hide) -> str:
         kind = _KINDS[word[0]]
         found = _value(kind).match(text, position)
         while found is not None and _means(kind, found["value"]):
-            pieces += text[at : found.start("value")], hide(kind, found["value"])
-            at = position = found.end("value")
+            start, end = found.span("value")
+            start -= found["value"].count(")") > found["value"].count("(") and text[start - 1] == "("
+            pieces += text[at:start], hide(kind, text[start:end])
+            at = position = end
             found = _another(kind).match(text, position)
     return "".join([*pieces, text[at:]]) if pieces else text
 
@@ -171,13 +183,14 @@ def _means(kind: str, value: str) -> bool:
 
 
 def _password(found: re.Match[str], hide: Hide) -> str:
-    group = "quoted" if found["quoted"] else "bare"
-    value = found[group]
-    tail = value.rstrip(".,;:!?)") if group == "bare" else value
-    if group == "bare" and _LIKE_A_PASSWORD.fullmatch(tail) is None:
+    group = next(name for name in ("quoted", "told", "random", "netrc") if found[name] is not None)
+    value = found[group] if group == "quoted" else found[group].rstrip(".,;:!?)")
+    if group == "random" and not _MIXED.match(value):
+        return found[0]
+    if group in ("quoted", "told") and _LIKE_A_PASSWORD.fullmatch(value) is None:
         return found[0]
     start = found.start(group) - found.start()
-    return found[0][:start] + hide("PASSWORD", tail) + found[0][start + len(tail) :]
+    return found[0][:start] + hide("PASSWORD", value) + found[0][start + len(value) :]
 
 
 def _only_digits(text: str) -> str:

@@ -38,6 +38,7 @@ PERSONAL: Final = (
     Kind("CRYPTO_ADDRESS", "address of a crypto currency", "Base58Check, bech32, 0x and 40 digits", "checksum (the mixed case of Ethereum is not checked)", "BIP 173, BIP 350, EIP-55", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2"),
     Kind("CRYPTO_KEY", "private key of a crypto currency", "wallet import format, extended private keys", "checksum", "BIP 32", "5HueCGU8rMjxEXxiPuD5BDku4MkFqeZyd4dZ1jvhTVqvbTLvyTJ"),
     Kind("DATE_OF_BIRTH", "date of birth", "a date", "the words before it, such as born", "", "born on 12 May 1990"),
+    Kind("SECURITY_CODE", "one-time code, PIN, CVV", "three to eight digits", "the words before it", "", "your verification code is 123456"),
     Kind("PASSPORT", "passport number", "letters and digits", "the words before it", "", "passport number is CD7654321"),
     Kind("DRIVER_LICENSE", "driving licence", "letters and digits", "the words before it", "", "driver's license D1234567"),
     Kind("TAX_ID", "tax number", "letters and digits; the CNPJ of Brazil", "the words before it, or check digits", "Receita Federal", "EIN 12-3456789"),

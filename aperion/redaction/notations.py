@@ -17,6 +17,11 @@ _ATTRIBUTES = re.compile(
     r"""\b(?:key|name|id|field)=(?P<q>["'])(?P<name>[\w.:\-]{1,64}+)(?P=q)\s{1,8}(?:value|content)=(?P<v>["'])(?P<value>[^"'<>]{1,4096}+)(?P=v)""",
     re.IGNORECASE,
 )
+_NAME_VALUE = re.compile(  # of containers and headers: - name: DB_PASSWORD, and on the next line value: …
+    r"""(?<![\w])["']?(?:name|key|header)["']?[ ]{0,4}[:=][ ]{0,4}["']?(?P<name>[\w.\-]{1,64}+)["']?\s{0,64},?\s{0,64}
+    ["']?value["']?[ ]{0,4}[:=][ ]{0,4}(?:"(?P<double>[^"\n]{1,4096}+)"|'(?P<single>[^'\n]{1,4096}+)'|(?P<bare>[^\s"',}\]]{1,4096}+))""",
+    re.VERBOSE | re.IGNORECASE,
+)
 _PAIR = re.compile(
     r"""(?P<open>[(\[])\s{0,8}(?P<slash>\\{0,4})(?P<q>["'])(?P<name>[\w.\-]{1,64}+)\\{0,4}(?P=q)\s{0,4},\s{0,4}
     (?P<v>\\{0,4}["'`])(?P<value>[^"'`\\]{1,4096}+)(?P=v)\s{0,4}[)\]]""",
@@ -65,6 +70,8 @@ def hide_noted(text: str, keys: Keys, hide: Hide) -> str:
         text = _PAIR.sub(lambda found: _paired(found, keys, hide), text)
     if " -" in text or "\t-" in text or text[:1] in _FLAG_STARTS:
         text = _flags(text, keys, hide)
+    if "value" in text or "Value" in text:
+        text = _NAME_VALUE.sub(lambda found: _name_and_value(found, keys, hide), text)
     if "dentified" in text or "DENTIFIED" in text:
         text = _SQL.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
     if "%3" in text:
@@ -104,6 +111,11 @@ def _named(found: re.Match[str], keys: Keys, hide: Hide) -> str:
     if found.string[found.start() - 1 : found.start()] == "%":
         name = name[2:]  # the rest of %22 or %26
     return _replaced(found, "value", "KEY", hide) if keys.hides(name) else found[0]
+
+
+def _name_and_value(found: re.Match[str], keys: Keys, hide: Hide) -> str:
+    group = next(name for name in ("double", "single", "bare") if found[name] is not None)
+    return _replaced(found, group, "KEY", hide) if keys.hides(found["name"]) else found[0]
 
 
 def _paired(found: re.Match[str], keys: Keys, hide: Hide) -> str:

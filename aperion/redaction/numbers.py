@@ -57,7 +57,7 @@ _CARD = re.compile(
 )
 _NANP = re.compile(  # the North American Numbering Plan, as it is written
     r"""(?:(?<![\w.+\-/(])|(?<=[A-Za-z])(?=\())(?<!\d[ ])
-    (?:\+?1[ .\-]{1,2})?
+    (?:(?:\+|00)?1[ .\-]{1,2})?
     (?:\(\d{3}\)[ .\-]{0,2}\d{3}[ .\-]\d{4}
       |\d{3}-\d{3}-\d{4}
       |\d{3}[.]\d{3}[.]\d{4}
@@ -65,9 +65,10 @@ _NANP = re.compile(  # the North American Numbering Plan, as it is written
       |[2-9]\d{2}[ ][2-9]\d{2}[ \-]\d{4}
       |[2-9]\d{2}[\-.][2-9]\d{6}
       |\d{10}(?=[ ,]{1,2}(?i:ext|x)[ .]{0,2}\d))
-    (?![\w\-])(?!\.\d)""",
+    (?:(?=x\d)|(?![\w\-]))(?!\.\d)""",
     re.VERBOSE,
 )
+_ENDED = re.compile(r"(?=x\d)|(?![^\W_])")  # an extension may follow
 _SSN = re.compile(r"(?<![\w.\-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w\-])(?!\.\d)")
 _NEVER_ISSUED: Final = frozenset({"078-05-1120", "219-09-9999"})  # of advertisements, says the SSA
 
@@ -120,7 +121,7 @@ def _number_end(text: str, found: re.Match[str]) -> int:
     while end > start:
         written = text[start:end].rstrip(" .-/(")
         end = start + len(written)
-        if _is_international(written) and not text[end : end + 1].isalnum():
+        if _is_international(written) and _ENDED.match(text, end) is not None:
             return end
         # Give back the last group and try again; there are at most ten.
         cut = max(written.rfind(sep) for sep in " .-/(")

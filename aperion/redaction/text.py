@@ -35,13 +35,13 @@ _HARMLESS = re.compile(
     re.VERBOSE,
 )
 _PROSE = re.compile(r"[^\W\d_]{1,24}+(?:(?:[,.!?;)]?[ ][(]?|-(?=\w{3}))[^\W\d_]{1,24}+)*+[.!?)]{0,3}")
-_TELLING = re.compile(r"[Pp]ass|PASS|[Pp]wd|PWD|[Bb]earer|BEARER|[Bb]asic|BASIC| -")  # what words alone can tell
+_TELLING = re.compile(r"[Pp]ass|PASS|[Tt]oken|[Ss]ecret|[Kk]ey|KEY|[Pp]wd|PWD|[Bb]earer|BEARER|[Bb]asic|BASIC| -")  # what words alone can tell
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
 _VERSION = re.compile(r"[vV]?\d{1,6}(?:\.\d{1,6}){1,4}(?:[\-+~][\w.+~\-]{0,64})?")
 _RUN = re.compile(r"[A-Za-z0-9_\-]{15}")
 """Every token has a run of so many characters, and few other words have: a look at them settles most texts."""
-_DIGITS = re.compile(r"\d(?:[^\d]{0,2}\d){4}|\d \w+ \d{4}")
-"""Five digits close together, or a date with a month in words: no number of a person has fewer."""
+_DIGITS = re.compile(r"\d(?:[^\d]{0,2}\d){4}|\d \w+ \d{4}|(?:[a-z]|[A-Z])[ :=\"'#]{1,4}\d{3}")
+"""Five digits close together, a date with a month in words, or three after a word: the numbers of people have no fewer."""
 _MOST_ROUNDS = 5
 _LONGEST_TAIL = 1024
 _GROWTH = 6
@@ -114,7 +114,7 @@ class TextRules:
             text = hide_coins(hide_credentials(hide_tokens(text, hide), hide), hide)
         text = hide_machines(hide_emails(text, hide), hide)
         if _DIGITS.search(text) is not None:
-            text = hide_identities(hide_numbers(hide_ibans(text, hide), hide), hide)
+            text = hide_numbers(hide_identities(hide_ibans(text, hide), hide), hide)
         text = hide_passwords(hide_noted(text, self._keys, hide), lowered, hide)
         if ":" in text or "=" in text:
             text = hide_assigned(text, self._keys, hide)
