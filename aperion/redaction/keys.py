@@ -99,6 +99,7 @@ _ENDINGS: Final = frozenset(
     (word + plural)[-2:] for word in _SUFFIXES | _EXACT | _TAILS | frozenset(_STEMS) for plural in ("", "s")
 )
 """The last two letters of every sensitive name: a look at them settles most names."""
+_MARKER: Final = "[REDACTED"  # a name that was hidden itself says nothing about its value
 _LONGEST_PHRASE = 4
 _LONGEST_NAME = 128
 _REMEMBERED = 4096
@@ -134,7 +135,7 @@ class Keys:
 
     def _learned(self, name: str) -> bool:
         end = name[-_LONGEST_NAME:]
-        answer = self._is_custom(end) or (self._defaults and is_sensitive(end))
+        answer = _MARKER not in name and (self._is_custom(end) or (self._defaults and is_sensitive(end)))
         if len(name) <= _LONGEST_NAME:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 REDACTED: Final = "[REDACTED]"
 KEY: Final = "KEY"
@@ -52,3 +52,8 @@ def kind_name(text: str) -> str:
 def kind_marker(kind: str) -> str:
     """Return what stands in place of a value of a type."""
     return REDACTED if kind == KEY else f"[REDACTED_{kind}]"
+
+
+def kept(value: Any) -> Any:
+    """Return what to show where an entry cannot be left out."""
+    return REDACTED if value is DROPPED else value

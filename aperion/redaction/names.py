@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from aperion.redaction.fields import fields_of
 from aperion.redaction.checks import is_card
-from aperion.redaction.markers import KEY, Public, Sensitive, kind_marker
+from aperion.redaction.markers import KEY, Public, Sensitive, kept, kind_marker
 
 Hides = Callable[[str], bool]
 Scrub = Callable[[str, list[str]], str]
@@ -81,7 +81,7 @@ class KeyView:
         return self._learned(name) if known is None else known
 
     def _learned(self, name: str) -> Verdict:
-        verdict = Verdict(self._scrub(name, []), Role.HIDDEN if self._hides(name) else _role(name))
+        verdict = Verdict(kept(self._scrub(name, [])), Role.HIDDEN if self._hides(name) else _role(name))
         if len(name) <= _LONGEST_NAME:
             self._remember(name, verdict)
         return verdict

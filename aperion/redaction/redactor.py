@@ -13,7 +13,7 @@ from aperion.errors import ConfigurationError
 from aperion.redaction.custom import compiled
 from aperion.redaction.keys import Keys, flattened
 from aperion.redaction.kinds import checked, names
-from aperion.redaction.markers import DROPPED, FAILED, KEY, kind_marker, kind_name
+from aperion.redaction.markers import DROPPED, FAILED, KEY, kept, kind_marker, kind_name
 from aperion.redaction.modes import Mode, Modes, RedactionKey
 from aperion.redaction.text import TextRules
 from aperion.redaction.tracebacks import message_of, traceback_of
@@ -138,7 +138,7 @@ class Redactor:
         """
         found: list[str] = []
         try:
-            copy = Walk(self._rules, found).value(obj)
+            copy = kept(Walk(self._rules, found).value(obj))
         except Exception:  # noqa: BLE001 - the caller is never to suffer from what it wants to hide
             copy = self._failed()
         if found:
@@ -154,7 +154,7 @@ class Redactor:
         """
         found: list[str] = []
         try:
-            clean = self._rules.scrub(text, found)
+            clean = kept(self._rules.scrub(text, found))
         except Exception:  # noqa: BLE001
             clean = self._failed()
         if found:

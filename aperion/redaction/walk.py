@@ -22,7 +22,7 @@ from pydantic_core import MultiHostUrl, Url
 
 from aperion.redaction.checks import is_card
 from aperion.redaction.fields import is_named_tuple
-from aperion.redaction.markers import CYCLE, DEPTH, DROPPED, FAILED, KEY, REDACTED, SIZE, TIME
+from aperion.redaction.markers import CYCLE, DEPTH, DROPPED, FAILED, KEY, REDACTED, SIZE, TIME, kept
 from aperion.redaction.tracebacks import message_of
 from aperion.redaction.names import NAMING, FieldView, Hides, KeyView, Role, Scrub, Verdict, View, key_text
 
@@ -162,7 +162,7 @@ class Walk:
         if refusal is not None:
             return refusal
         if len(values) == _PAIR and isinstance(values[0], str | bytes) and self._names_secret(values[0]):
-            return [self.value(values[0]), self._hidden(values[1], KEY)]
+            return [kept(self.value(values[0])), kept(self._hidden(values[1], KEY))]
         copy = [self.value(item) for item in values]
         return [item for item in copy if item is not DROPPED] if self._rules.drops else copy
 
