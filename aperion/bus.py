@@ -610,6 +610,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             system_dropped=counters.system_dropped,
             audit_enabled=self.audit is not None,
             audit_failures=self._reporter.audit_failures,
+            redactions=dict(getattr(self.redactor, "counts", {})),
+            redaction_failures=getattr(self.redactor, "failures", 0),
             metrics_enabled=self.metrics is not None,
             metrics_errors=self._bus_metrics.errors if self._bus_metrics is not None else 0,
             metrics=self.metrics.snapshot() if isinstance(self.metrics, InMemoryMetrics) else None,

@@ -56,6 +56,8 @@ class BusStats:
         system_dropped: those that were dropped because too many were in flight.
         audit_enabled: whether there is an audit log.
         audit_failures: outcomes that it could not record.
+        redactions: how many values the redactor of the bus has hidden, by type.
+        redaction_failures: how many it could not read, and hid for that.
         metrics_enabled: whether there is a metrics back end.
         metrics_errors: calls in which it failed.
         metrics: the snapshot of ``InMemoryMetrics``; None with another back end.
@@ -85,6 +87,8 @@ class BusStats:
     system_dropped: int
     audit_enabled: bool
     audit_failures: int
+    redactions: dict[str, int]
+    redaction_failures: int
     metrics_enabled: bool
     metrics_errors: int
     metrics: dict[str, Any] | None

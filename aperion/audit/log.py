@@ -67,7 +67,8 @@ class AuditLog:
     ==================  ==================================================================
     kind                further fields
     ==================  ==================================================================
-    ``accepted``        ``payload``, and ``headers`` where there are any; both redacted
+    ``accepted``        ``payload``, and ``headers`` where there are any, both redacted; ``redacted``, how many
+                        values of the payload were hidden, by type, where any were
     ``outcome``         ``subscription``, ``attempt``, ``state``, ``duration`` in seconds;
                         after a failure ``error_type`` and ``error``, redacted
     what is noted       ``detail``, redacted

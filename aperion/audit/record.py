@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from aperion.events import jsonable
+from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from aperion.delivery import Outcome
     from aperion.events import Event
-    from aperion.redaction import Redactor
 
 UNREDACTABLE: Final = "[REDACTED_ERROR]"
 """Stands for what the redactor raised at: a record without it is better than none, and than a secret."""
@@ -39,8 +40,23 @@ def accepted(seq: int, event: Event[Any], redactor: Redactor) -> bytes:
     fields = _envelope(seq, "accepted", event, redactor)
     if event.headers:
         fields["headers"] = _redacted(redactor.redact, event.headers)
-    fields["payload"] = _redacted(redactor.redact, event.payload)
+    if type(redactor) is not Redactor:
+        fields["payload"] = _redacted(redactor.redact, event.payload)
+        return line(fields)
+    found = _Found()
+    fields["payload"] = redactor.redact(event.payload, found)
+    if found:
+        fields["redacted"] = Counter(found)
     return line(fields)
+
+
+class _Found(list[str]):
+    """The types of what was hidden; made in a sixth of the time of a Counter, which most records do not need."""
+
+    __slots__ = ()
+
+    def update(self, types: Iterable[str], /) -> None:
+        self.extend(types)
 
 
 def ended(seq: int, event: Event[Any], outcome: Outcome, redactor: Redactor) -> bytes:

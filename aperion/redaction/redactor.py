@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from threading import Lock
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aperion.errors import ConfigurationError
 from aperion.redaction.custom import compiled
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 _TELLABLE: Final = (str, int, float, bytes)
+
+
+class Report(Protocol):
+    """Takes the type of each value that was hidden; ``collections.Counter`` counts them."""
+
+    def update(self, types: Iterable[str], /) -> object:
+        """Add types, one for each value."""
 
 
 class Redactor:
@@ -125,7 +132,7 @@ class Redactor:
         with self._lock:
             return dict(self._counts)
 
-    def redact(self, obj: object, report: Counter[str] | None = None) -> object:
+    def redact(self, obj: object, report: Report | None = None) -> object:
         """Return a redacted copy in plain containers.
 
         Mappings, models, dataclasses and named tuples become dicts, other collections lists; numbers,
@@ -145,7 +152,7 @@ class Redactor:
             self._count(found, report)
         return copy
 
-    def redact_text(self, text: str, report: Counter[str] | None = None) -> str:
+    def redact_text(self, text: str, report: Report | None = None) -> str:
         """Return a text without what is secret or personal in it.
 
         Args:
@@ -199,7 +206,7 @@ class Redactor:
             value = value.decode("latin-1")
         return self._modes.marker(kind, str(value), mode) if isinstance(value, _TELLABLE) else kind_marker(kind)
 
-    def _count(self, found: list[str], report: Counter[str] | None) -> None:
+    def _count(self, found: list[str], report: Report | None) -> None:
         with self._lock:
             self._counts.update(found)
         if report is not None:
