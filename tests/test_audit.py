@@ -139,6 +139,7 @@ async def test_an_accepted_event_is_one_line_with_its_envelope_and_its_redacted_
         "causation_id": "cause-1",
         "hops": 2,
         "payload": {"order": "order-1", "email": "[REDACTED_EMAIL]", "count": 1},
+        "redacted": {"EMAIL": 1},
     }
 
 

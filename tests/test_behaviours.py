@@ -29,6 +29,7 @@ FAMILIES = {
     "COR": 11,
     "FAST": 9,
     "STB": 10,
+    "RED": 23,
 }
 # Promises that the predecessor broke, and that are kept here.
 PROMISES = """
@@ -38,6 +39,7 @@ BP-a BP-b BP-c BP-d BP-e BP-f BP-g BP-h BP-i
 COR-* COR-nested COR-reent COR-hdr/2/3 API-fastapi
 EVT-a/c/d ID-a/b/c DLQ-a/b DLQ-c DLQ-d DLQ-e DLQ-f..k
 MET-d MET-g/h MET-i MET-j/k MET-l..r VAL-a..g PAT-a/c/d
+RED-default RED-keys RED-case RED-readme RED-empty RED-values RED-fp RED-fields RED-dlq/log REDOS AUD-types
 ASY-a/b/c ASY-d ASY-e ASY-f ASY-h SUB-a SHD-a SHD-b SHD-d/e/f/g/h SCL
 """.split()
 REQUIRED = [f"{family}-{n}" for family, count in FAMILIES.items() for n in range(1, count + 1)] + PROMISES
@@ -57,7 +59,7 @@ def proofs() -> dict[str, list[str]]:
 def _named(docstring: str) -> list[str]:
     """Return the ids at the start of a docstring; the first word that is none ends them."""
     words = docstring.replace(":", " ").replace(",", " ").split()
-    return list(itertools.takewhile(lambda word: _ID.fullmatch(word) or word == "SCL", words))
+    return list(itertools.takewhile(lambda word: _ID.fullmatch(word) or word in {"SCL", "REDOS"}, words))
 
 
 def table() -> str:

@@ -119,7 +119,7 @@ def test_every_shape_of_token_is_found_wherever_it_stands(kind: str, notation: s
     ],
 )
 def test_a_form_is_found(text: str, kind: str) -> None:
-    """As its type; nothing of it is left in clear."""
+    """RED-values: as its type; nothing of it is left in clear."""
     report = Counter[str]()
 
     shown = Redactor().redact_text(f"see {text} now", report)

@@ -197,5 +197,5 @@ def _aes_gcm() -> Any:
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError as error:
-        raise ConfigurationError("Mode.ENCRYPT needs cryptography; install aperion-bus[crypto]") from error
+        raise ConfigurationError("Mode.ENCRYPT needs cryptography; install aperion-bus[sign]") from error
     return AESGCM
