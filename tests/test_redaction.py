@@ -236,7 +236,9 @@ def test_a_bearer_token_is_hidden() -> None:
     assert Redactor().redact_text("sent Bearer abc.def-123") == "sent Bearer [REDACTED_BEARER]"
 
 
-EXTENDED = "access_token refresh_token client_secret aws_secret_key connection_string phone_number date_of_birth bank_account"
+EXTENDED = (
+    "access_token refresh_token client_secret aws_secret_key connection_string phone_number date_of_birth bank_account"
+)
 
 
 @pytest.mark.parametrize("name", EXTENDED.split())
@@ -251,7 +253,9 @@ def test_amex_cards_are_hidden(card: str) -> None:
     assert Redactor().redact_text(f"card {card}") == "card [REDACTED_CC]"
 
 
-@pytest.mark.parametrize("card", ["4111111111111111", "4111 1111 1111 1111", "4111-1111-1111-1111", "4111.1111.1111.1111"])
+@pytest.mark.parametrize(
+    "card", ["4111111111111111", "4111 1111 1111 1111", "4111-1111-1111-1111", "4111.1111.1111.1111"]
+)
 def test_cards_and_social_security_numbers_are_hidden(card: str) -> None:
     """RED-21: with any separator."""
     assert Redactor().redact_text(f"{card}, 536-22-1234") == "[REDACTED_CC], [REDACTED_SSN]"

@@ -16,17 +16,55 @@ _LOCAL: Final = r"[^\s@<>()\[\]{},;:\"'`\\=|?*/&#\ue000-\uf8ff]"
 _DOMAIN: Final = r"(?:(?!-)[^\W_](?:[\w\-]{0,62}+)\.){1,12}(?P<top>xn--[a-z0-9\-]{2,59}|[^\W\d_]{2,63})(?![\w\-])"
 _EMAIL = re.compile(
     rf"""(?P<local>\"[^"\n]{{1,64}}\"|(?<!{_LOCAL}){_LOCAL}{{1,256}}+)
-    [@＠]
+    [@\uff20]
     (?P<domain>{_DOMAIN}|\[(?:\d{{1,3}}\.){{3}}\d{{1,3}}\]|\[IPv6:[0-9A-Fa-f:.]{{2,45}}\])""",
     re.VERBOSE | re.IGNORECASE,
 )
 _ENCODED_EMAIL = re.compile(  # in a URL, in HTML, in JSON
     rf"(?<![\w.+\-])[\w.+\-]{{1,256}}+(?:%40|&\#64;|&\#x40;|&commat;|\\u0040){_DOMAIN}", re.IGNORECASE
 )
+_FULL_WIDTH: Final = "\uff20"
 _ENCODED_AT: Final = ("%40", "&#", "&commat;", "\\u0040")
 _NO_MAIL: Final = frozenset(
-    "png jpg jpeg gif svg webp avif ico bmp css js mjs ts tsx jsx json html htm yml yaml toml xml txt csv pdf zip gz "
-    "tar whl service socket timer mount target slice scope device".split()
+    [
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "svg",
+        "webp",
+        "avif",
+        "ico",
+        "bmp",
+        "css",
+        "js",
+        "mjs",
+        "ts",
+        "tsx",
+        "jsx",
+        "json",
+        "html",
+        "htm",
+        "yml",
+        "yaml",
+        "toml",
+        "xml",
+        "txt",
+        "csv",
+        "pdf",
+        "zip",
+        "gz",
+        "tar",
+        "whl",
+        "service",
+        "socket",
+        "timer",
+        "mount",
+        "target",
+        "slice",
+        "scope",
+        "device",
+    ]
 )
 _NO_PERSON: Final = frozenset({"git", "hg", "svn", "gitlab-ci-token", "x-access-token"})
 _REMOTE_PATH = re.compile(r":(?!\d{1,5}(?:\D|\Z))[\w~.\-]+/")
@@ -40,19 +78,66 @@ _IPV4 = re.compile(
 )
 _DOTTED = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.")
 _OF_VERSIONS: Final = frozenset(
-    """v ver vers version versions release releases released rel rev revision build builds firmware fw kernel driver
-    bios sdk patch patched tag tagged upgrade upgraded upgrading update updated updating downgrade downgraded bump
-    bumped package oid section chapter clause paragraph appendix figure table step annex §""".split()
+    [
+        "v",
+        "ver",
+        "vers",
+        "version",
+        "versions",
+        "release",
+        "releases",
+        "released",
+        "rel",
+        "rev",
+        "revision",
+        "build",
+        "builds",
+        "firmware",
+        "fw",
+        "kernel",
+        "driver",
+        "bios",
+        "sdk",
+        "patch",
+        "patched",
+        "tag",
+        "tagged",
+        "upgrade",
+        "upgraded",
+        "upgrading",
+        "update",
+        "updated",
+        "updating",
+        "downgrade",
+        "downgraded",
+        "bump",
+        "bumped",
+        "package",
+        "oid",
+        "section",
+        "chapter",
+        "clause",
+        "paragraph",
+        "appendix",
+        "figure",
+        "table",
+        "step",
+        "annex",
+        "§",
+    ]
 )
 _LINKS: Final = frozenset({"from", "to", "is", "was", "of", "at", "number", "no", "no."})
 _OPERATORS: Final = ("==", ">=", "<=", "~=", "!=", "~", "^", "§")
 _QUOTED: Final = " \t\"'`"
 _AROUND: Final = " \t\r\n\"'`([:=,"
 _AFTER_VERSION = re.compile(
-    r"(?:[ ](?:release|released|version|stable|beta|alpha|rc|lts|build)\b|[~+]|-\d{1,3}(?:[)~+]|ubuntu|\.el|-r\d))", re.IGNORECASE
+    r"(?:[ ](?:release|released|version|stable|beta|alpha|rc|lts|build)\b|[~+]|-\d{1,3}(?:[)~+]|ubuntu|\.el|-r\d))",
+    re.IGNORECASE,
 )
 _RANGE_OF_VERSIONS = re.compile(r"[ ]?(?:->|→|to|\.\.|and|or|[,/])[ ]?v?\Z")
-_HOSTS: Final = frozenset({"ip", "ips", "host", "addr", "address", "hosts", "ipv4", "from", "client", "server", "src", "dst"})
+_HOSTS: Final = frozenset(
+    {"ip", "ips", "host", "addr", "address", "hosts", "ipv4", "from", "client", "server", "src", "dst"}
+)
 _NAME_BREAK = re.compile(r"[^a-z]+")
 _LONGEST_BEFORE: Final = 40
 
@@ -92,7 +177,7 @@ _ADDRESS: Final = 42
 
 def hide_emails(text: str, hide: Hide) -> str:
     """Return a text with its e-mail addresses hidden."""
-    if "@" in text or "＠" in text:
+    if "@" in text or _FULL_WIDTH in text:
         text = _EMAIL.sub(lambda found: _email(found, hide), text)
     if ("%" in text or "&" in text or "\\" in text) and any(at in text for at in _ENCODED_AT):
         text = _ENCODED_EMAIL.sub(lambda found: hide("EMAIL", found[0]), text)
@@ -151,7 +236,7 @@ def _is_ipv6(written: str, found: re.Match[str]) -> bool:
         return True
     if not any(char.isdigit() for char in address):
         # A::B is a name in C++ and Perl; these are none.
-        return address.lower().startswith(("fe", "fc", "fd", "ff")) and len(address) > 4  # noqa: PLR2004
+        return address.lower().startswith(("fe", "fc", "fd", "ff")) and len(address) > 4
     # a[::2] and x[1::2] take every second item.
     before, after = found.string[: found.start()][-2:], found.string[found.end() : found.end() + 1]
     return not (before.endswith("[") and before[:1].isidentifier() and after == "]")

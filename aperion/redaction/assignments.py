@@ -28,7 +28,9 @@ _NAMED = re.compile(
     re.VERBOSE,
 )
 _SIGN = re.compile("=|:(?!//)|%3")
-_SCHEMES: Final = "bearer|basic|token|digest|apikey|api-key|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
+_SCHEMES: Final = (
+    "bearer|basic|token|digest|apikey|api-key|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
+)
 _SCHEME = re.compile(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNORECASE)
 _WORDS_BEFORE = re.compile(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number
 _OPENING = re.compile(r"""[bBrRuUfF]{0,2}(?P<slashes>\\{0,8})(?P<quote>\"{3}|'{3}|["'`])""")
@@ -59,7 +61,6 @@ _RANDOM = re.compile(  # fourteen characters or more, with a digit and a letter 
     r"""[\"'`]{0,4}(?=[^A-Za-z\s"'`]{0,64}[A-Za-z])(?=[^\d\s"'`]{0,64}\d)[\w=.+/:~\-]{14,512}+(?=[\s"'`;,&)\]}\\<]|\Z)
     |[\\"'`]{0,4}[0-9a-f]{8}:[0-9a-f]{8}(?!\w)""",
     re.VERBOSE,
-
 )
 _WHOLE_LINES: Final = ("authorization", *_COOKIES, "passphrase", "mnemonic", "phrase")
 """The ends of names whose values have several words when they are not quoted."""

@@ -13,4 +13,4 @@ def begins(text: str, start: int) -> bool:
         return True
     if text[start - 1] in _ESCAPED and text[start - 2 : start - 1] == "\\":
         return True
-    return start > 2 and text[start - 3] == "%"  # noqa: PLR2004 - a percent sign and two digits
+    return start > 2 and text[start - 3] == "%"

@@ -18,12 +18,26 @@ _IBAN_LENGTHS: Final = {
     country: int(length)
     for length, countries in (
         entry.split(":")
-        for entry in (
-            "15:NO 16:BE 18:DK,FI,FK,FO,GL,NL,SD 19:MK,SI 20:AT,BA,EE,KZ,LT,LU,MN,XK 21:CH,HR,LI,LV "
-            "22:BG,BH,CR,DE,GB,GE,IE,ME,RS,VA 23:AE,GI,IL,IQ,OM,SO,TL 24:AD,CZ,ES,MD,PK,RO,SA,SE,SK,TN,VG,YE "
-            "25:LY,PT,ST 26:IS,TR 27:BI,DJ,FR,GR,IT,MC,MR,SM 28:AL,AZ,BY,CY,DO,GT,HN,HU,LB,NI,PL,SV "
-            "29:BR,EG,PS,QA,UA 30:JO,KW,MU 31:MT,SC 32:LC 33:RU"
-        ).split()
+        for entry in [
+            "15:NO",
+            "16:BE",
+            "18:DK,FI,FK,FO,GL,NL,SD",
+            "19:MK,SI",
+            "20:AT,BA,EE,KZ,LT,LU,MN,XK",
+            "21:CH,HR,LI,LV",
+            "22:BG,BH,CR,DE,GB,GE,IE,ME,RS,VA",
+            "23:AE,GI,IL,IQ,OM,SO,TL",
+            "24:AD,CZ,ES,MD,PK,RO,SA,SE,SK,TN,VG,YE",
+            "25:LY,PT,ST",
+            "26:IS,TR",
+            "27:BI,DJ,FR,GR,IT,MC,MR,SM",
+            "28:AL,AZ,BY,CY,DO,GT,HN,HU,LB,NI,PL,SV",
+            "29:BR,EG,PS,QA,UA",
+            "30:JO,KW,MU",
+            "31:MT,SC",
+            "32:LC",
+            "33:RU",
+        ]
     )
     for country in countries.split(",")
 }
@@ -126,7 +140,7 @@ def is_cnpj(digits: str) -> bool:
 
 def _weighted(digits: str, weights: range | tuple[int, ...]) -> int:
     rest = sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=True)) % 11
-    return 0 if rest < 2 else 11 - rest  # noqa: PLR2004 - of the scheme: 10 and 11 become 0
+    return 0 if rest < 2 else 11 - rest
 
 
 def is_dni(number: str, letter: str) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from aperion.redaction.marks import FIRST, LAST, Hide
-else:
-    from aperion.redaction.marks import FIRST, LAST
+    from aperion.redaction.marks import Hide
 
 # RFC 7519 and RFC 7516: base64url of '{"…', then one to four more parts; the signature may be missing.
 _JWT = re.compile(
@@ -40,9 +39,7 @@ _AWS_SECRET = re.compile(r"(?:(?<![\w/+.\-])|(?<=\\[nrt]))[A-Za-z0-9/+]{40}(?![\
 _CHANGES = re.compile(r"[a-z](?=[A-Z0-9])|[A-Z](?=[a-z0-9])|[0-9](?=[A-Za-z])")
 _FEWEST_CHANGES: Final = 10
 
-_SCHEME = re.compile(
-    r"\b(?P<before>(?:(?:bearer|basic)[ \t]{1,8}+){1,4}+)(?P<token>[\w.~+/=\-]++)", re.IGNORECASE
-)
+_SCHEME = re.compile(r"\b(?P<before>(?:(?:bearer|basic)[ \t]{1,8}+){1,4}+)(?P<token>[\w.~+/=\-]++)", re.IGNORECASE)
 _PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*[.\-]?")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-]{6,}={0,2}")
 _MIXED: Final = (re.compile(r"[a-z]"), re.compile(r"[A-Z]"), re.compile(r"[0-9]"))
@@ -50,7 +47,6 @@ _ABOUT_BEARERS: Final = frozenset(
     {"token", "tokens", "auth", "authentication", "authorization", "scheme", "credentials", "realm", "error"}
     | {"of", "is", "was", "not", "must", "or", "and", "the", "in", "for", "to", "bond", "bonds", "shares"}
 )
-_HIDDEN = re.compile(f"[{FIRST}-{LAST}]")
 
 
 def hide_credentials(text: str, hide: Hide) -> str:
@@ -61,10 +57,14 @@ def hide_credentials(text: str, hide: Hide) -> str:
         text = _ENCODED_JWT.sub(lambda found: hide("JWT", found[0]), text)
     for kind, trigger, pattern in _BARE:
         if trigger in text:
-            text = pattern.sub(lambda found, kind=kind: hide(kind, found[0]), text)
+            text = pattern.sub(partial(_hidden, kind, hide), text)
     if "/" in text or "+" in text:
         text = _AWS_SECRET.sub(lambda found: _aws_secret(found[0], hide), text)
     return text
+
+
+def _hidden(kind: str, hide: Hide, found: re.Match[str]) -> str:
+    return hide(kind, found[0])
 
 
 def hide_schemes(text: str, lowered: str, hide: Hide) -> str:
@@ -84,7 +84,9 @@ def _aws_secret(token: str, hide: Hide) -> str:
 def _without_token(match: re.Match[str], hide: Hide) -> str:
     scheme, token = match["before"].split()[-1], match["token"]
     found = _is_bearer(scheme, token) if scheme.lower() == "bearer" else _is_basic(token)
-    return match["before"] + hide("BEARER" if scheme.lower() == "bearer" else "BASIC_AUTH", token) if found else match[0]
+    return (
+        match["before"] + hide("BEARER" if scheme.lower() == "bearer" else "BASIC_AUTH", token) if found else match[0]
+    )
 
 
 def _is_bearer(scheme: str, token: str) -> bool:

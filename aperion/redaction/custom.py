@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from re import _constants as codes  # type: ignore[attr-defined]  # the parser of re has no public name
 from re import _parser as parser  # type: ignore[attr-defined]
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aperion.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _KIND = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
 _MOST_WAYS: Final = 1_024
 """In how many ways a pattern may be tried at one place of a text: that bounds the time for each character."""
 
-Substitute = Callable[[Callable[[str], str], str], str]
+_GROUPS: Final = (codes.SUBPATTERN, codes.ASSERT, codes.ASSERT_NOT, codes.ATOMIC_GROUP)
 
 
 def compiled(patterns: Mapping[str, str]) -> tuple[tuple[str, Any], ...]:
@@ -40,7 +42,9 @@ def _compiled(kind: str, pattern: str) -> Any:
     except (re.error, TypeError) as error:
         raise ConfigurationError(f"the pattern of {kind} does not compile: {error}") from error
     if simple.match("") is not None:
-        raise ConfigurationError(f"the pattern of {kind} matches nothing at all, and so would everywhere; ask for a character")
+        raise ConfigurationError(
+            f"the pattern of {kind} matches nothing at all, and so would everywhere; ask for a character"
+        )
     if _ways(tree) <= _MOST_WAYS:
         return simple
     return _on_re2(kind, pattern)
@@ -48,7 +52,7 @@ def _compiled(kind: str, pattern: str) -> Any:
 
 def _on_re2(kind: str, pattern: str) -> Any:
     try:
-        import re2
+        import re2  # type: ignore[import-untyped]  # has no types
     except ImportError:
         raise ConfigurationError(
             f"the pattern of {kind} can take more than linear time; give each repeat a small upper limit, as in "
@@ -59,7 +63,9 @@ def _on_re2(kind: str, pattern: str) -> Any:
     try:
         return re2.compile(pattern, options)
     except re2.error as error:
-        raise ConfigurationError(f"the pattern of {kind} can take more than linear time, and re2 refuses it: {error}") from error
+        raise ConfigurationError(
+            f"the pattern of {kind} can take more than linear time, and re2 refuses it: {error}"
+        ) from error
 
 
 def _ways(tree: Any) -> int:
@@ -83,10 +89,6 @@ def _ways_of(code: Any, argument: Any) -> int:
         return _MOST_WAYS + 1 if most is codes.MAXREPEAT else max(_ways(inner), int(most))
     if code is codes.BRANCH:
         return sum(_ways(branch) for branch in argument[1])
-    if code is codes.SUBPATTERN:
-        return _ways(argument[-1])
-    if code in (codes.ASSERT, codes.ASSERT_NOT):
-        return _ways(argument[1])
-    if code is codes.ATOMIC_GROUP:
-        return _ways(argument)
+    if code in _GROUPS:
+        return _ways(argument if code is codes.ATOMIC_GROUP else argument[-1])
     return _MOST_WAYS + 1 if code in (codes.GROUPREF, codes.GROUPREF_EXISTS) else 1

@@ -36,8 +36,8 @@ _MEANINGS: Final = (
     ("PASSPORT", _CODE, "passport, passports, reisepass, passeport, pasaporte, passaporto"),
     (
         *("DRIVER_LICENSE", _CODE),
-        "driver license, drivers license, driver's license, driving license, driver licence, drivers licence"
-        ", driver's licence, driving licence, license number, licence number",
+        """driver license, drivers license, driver's license, driving license, driver licence, drivers licence
+        driver's licence, driving licence, license number, licence number""",
     ),
     (
         *("TAX_ID", _CODE),
@@ -77,8 +77,8 @@ _MEANINGS: Final = (
 _PATTERNS: Final = {kind: value for kind, value, _ in _MEANINGS}
 _KINDS: Final = {word: kind for kind, _, words in _MEANINGS for word in _words(words)}
 _LINKS: Final = (
-    r"(?:[ \t\"'(:=#.,\-–]{1,4}(?:number|numbers|no|num|nr|id|ids|code|is|was|are|of|on|at|me|us|him|her|for|to|in|the|my|our"
-    r"|home|work|office|main|direct|line|card|card number|registration|holder|customer|account)\b){0,3}+[ \t\"'(:=#.\-–>]{0,4}+"
+    r"(?:[ \t\"'(:=#.,\-\u2013]{1,4}(?:number|numbers|no|num|nr|id|ids|code|is|was|are|of|on|at|me|us|him|her|for|to|in|the|my|our"
+    r"|home|work|office|main|direct|line|card|card number|registration|holder|customer|account)\b){0,3}+[ \t\"'(:=#.\-\u2013>]{0,4}+"
 )
 _FEWEST_DIGITS: Final = {"DATE_OF_BIRTH": 5, "PHONE": 6, "SSN": 9, "BANK_ACCOUNT": 6, "SECURITY_CODE": 3}
 _DIGIT = re.compile(r"\d")

@@ -73,7 +73,14 @@ def token_kinds() -> tuple[Kind, ...]:
     for issuer in ISSUERS:
         rows.setdefault(issuer.kind, []).extend((issuer.name, notation) for notation in issuer.notations)
     return tuple(
-        Kind(kind, entries[0][0], ", ".join(f"`{notation}`" for _, notation in entries), "not made of words", "its maker, gitleaks, secretlint", shape(entries[0][1]).sample)
+        Kind(
+            kind,
+            entries[0][0],
+            ", ".join(f"`{notation}`" for _, notation in entries),
+            "not made of words",
+            "its maker, gitleaks, secretlint",
+            shape(entries[0][1]).sample,
+        )
         for kind, entries in rows.items()
     )
 

@@ -7,13 +7,15 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aperion.errors import ConfigurationError
 from aperion.redaction.markers import KEY, kind_marker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 _KEY_ID = re.compile(r"[a-z0-9]{1,16}")
 _LEAST_SECRET = 16
@@ -22,7 +24,7 @@ _NONCE_BYTES = 12
 _LONGEST_ENCRYPTED = 8_192
 _LAST = 4
 _NOT_DIGITS = re.compile(r"\D+")
-_MAIL_DOMAIN = re.compile(r"(?:@|＠|%40)(?P<domain>[\w.\-]{1,255})\Z")
+_MAIL_DOMAIN = re.compile(r"(?:@|\uff20|%40)(?P<domain>[\w.\-]{1,255})\Z")
 
 
 class Mode(Enum):
@@ -183,9 +185,13 @@ def _encrypted(key: RedactionKey, kind: str, data: bytes) -> str:
 def _decrypted(key: RedactionKey, kind: str | None, text: str) -> str:
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     try:
-        opened = _aes_gcm()(_derived(key, b"encrypt")).decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], (kind or KEY).encode())
+        opened = _aes_gcm()(_derived(key, b"encrypt")).decrypt(
+            data[:_NONCE_BYTES], data[_NONCE_BYTES:], (kind or KEY).encode()
+        )
     except Exception:  # noqa: BLE001 - cryptography's InvalidTag, which is not to be named without importing it
-        raise ConfigurationError(f"the value was not encrypted with the secret of key {key.id!r}, or was changed") from None
+        raise ConfigurationError(
+            f"the value was not encrypted with the secret of key {key.id!r}, or was changed"
+        ) from None
     return bytes(opened).decode("utf-8", "surrogatepass")
 
 

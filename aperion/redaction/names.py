@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final, Protocol
 
-from aperion.redaction.fields import fields_of
 from aperion.redaction.checks import is_card
+from aperion.redaction.fields import fields_of
 from aperion.redaction.markers import KEY, Public, Sensitive, kept, kind_marker
 
 Hides = Callable[[str], bool]

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from aperion.redaction.marks import Hide
 
 _FLAG_STARTS: Final = ("-", '"', "'", "`", "[")
-_ELEMENT = re.compile(r"<(?P<name>[A-Za-z_][\w.:\-]{0,63}+)(?:[ ][^<>]{0,200})?>\s{0,64}+(?P<value>[^<]{1,4096}+)(?=</)")
+_ELEMENT = re.compile(
+    r"<(?P<name>[A-Za-z_][\w.:\-]{0,63}+)(?:[ ][^<>]{0,200})?>\s{0,64}+(?P<value>[^<]{1,4096}+)(?=</)"
+)
 _ATTRIBUTES = re.compile(
     r"""\b(?:key|name|id|field)=(?P<q>["'])(?P<name>[\w.:\-]{1,64}+)(?P=q)\s{1,8}(?:value|content)=(?P<v>["'])(?P<value>[^"'<>]{1,4096}+)(?P=v)""",
     re.IGNORECASE,
@@ -45,7 +47,10 @@ _PASSWORD_FLAG = re.compile(
     |redis-cli\b[^|;\n]{0,120}?[ ]-a[ ]{1,4})(?P<q>["']?)(?P<value>[^\s"']{1,256}+)""",
     re.VERBOSE,
 )
-_SQL = re.compile(r"""\bidentified\s{1,4}(?:with\s{1,4}\w{1,40}\s{1,4})?by\s{1,4}(?P<q>['"])(?P<value>[^'"\n]{1,256}+)""", re.IGNORECASE)
+_SQL = re.compile(
+    r"""\bidentified\s{1,4}(?:with\s{1,4}\w{1,40}\s{1,4})?by\s{1,4}(?P<q>['"])(?P<value>[^'"\n]{1,256}+)""",
+    re.IGNORECASE,
+)
 _URL_ENCODED = re.compile(
     r"""(?P<name>[\w.\-]{1,64}+)(?:%22|%27)?(?:%3D|%3A)(?:%20|\+)?(?:%22|%27)?
     (?P<value>(?:[^%\s"'<>&;,]|%(?!26|22|27|3B|2C|7D|0A|0D)[0-9A-Fa-f]{2})++)""",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from functools import partial
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -20,9 +18,9 @@ from aperion.redaction.tracebacks import message_of, traceback_of
 from aperion.redaction.walk import Limits, Rules, Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Mapping
 
-_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+_NOTHING: Final[MappingProxyType[str, Any]] = MappingProxyType({})
 _TELLABLE: Final = (str, int, float, bytes)
 
 
@@ -34,7 +32,7 @@ class Report(Protocol):
 
 
 class Redactor:
-    """Hides secrets and personal data in payloads, texts and errors; what it is given is never changed.
+    r"""Hides secrets and personal data in payloads, texts and errors; what it is given is never changed.
 
     It never raises: what it cannot read is hidden, and counted in ``failures``. It may be used from
     any thread. Doing it twice changes nothing more, and the time it takes is linear in what it is given.
@@ -47,7 +45,7 @@ class Redactor:
 
     Args:
         redact_keys: names to hide besides those hidden by default; case and word breaks do not matter.
-        patterns: regular expressions to hide, by type: ``{"BADGE": r"\\bB-\\d{6}\\b"}``. One that could take
+        patterns: regular expressions to hide, by type: ``{"BADGE": r"\bB-\d{6}\b"}``. One that could take
             more than linear time runs on re2 (``aperion-bus[re2]``) or is refused.
         skip_types: types that are not hidden, such as ``{"IP"}``; ``KEY`` stands for all that is hidden for
             its name.
@@ -161,7 +159,7 @@ class Redactor:
         """
         found: list[str] = []
         try:
-            clean = kept(self._rules.scrub(text, found))
+            clean: str = kept(self._rules.scrub(text, found))
         except Exception:  # noqa: BLE001
             clean = self._failed()
         if found:
@@ -175,7 +173,10 @@ class Redactor:
         ``ValidationError`` names fields and rules, never the values.
         """
         found: list[str] = []
-        scrub = partial(self._rules.scrub, found=found)
+
+        def scrub(text: str) -> str:
+            return str(kept(self._rules.scrub(text, found)))
+
         try:
             return " ".join(message_of(error, scrub).split()), traceback_of(error, scrub, self._max_text)
         except Exception:  # noqa: BLE001

@@ -47,9 +47,7 @@ def shape(notation: str) -> Shape:
         at = part.end()
         pattern += re.escape(literal) + _repeated(part, last=at == len(notation))
         sample += literal + _filled(part["set"], int(part["least"]))
-    return Shape(
-        notation, notation.partition("{")[0], pattern + re.escape(notation[at:]), sample + notation[at:]
-    )
+    return Shape(notation, notation.partition("{")[0], pattern + re.escape(notation[at:]), sample + notation[at:])
 
 
 def _repeated(part: re.Match[str], *, last: bool) -> str:

@@ -35,7 +35,9 @@ _HARMLESS = re.compile(
     re.VERBOSE,
 )
 _PROSE = re.compile(r"[^\W\d_]{1,24}+(?:(?:[,.!?;)]?[ ][(]?|-(?=\w{3}))[^\W\d_]{1,24}+)*+[.!?)]{0,3}")
-_TELLING = re.compile(r"[Pp]ass|PASS|[Tt]oken|[Ss]ecret|[Kk]ey|KEY|[Pp]wd|PWD|[Bb]earer|BEARER|[Bb]asic|BASIC| -")  # what words alone can tell
+_TELLING = re.compile(
+    r"[Pp]ass|PASS|[Tt]oken|[Ss]ecret|[Kk]ey|KEY|[Pp]wd|PWD|[Bb]earer|BEARER|[Bb]asic|BASIC| -"
+)  # what words alone can tell
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
 _VERSION = re.compile(r"[vV]?\d{1,6}(?:\.\d{1,6}){1,4}(?:[\-+~][\w.+~\-]{0,64})?")
 _RUN = re.compile(r"[A-Za-z0-9_\-]{15}")

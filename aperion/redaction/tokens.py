@@ -89,9 +89,7 @@ ISSUERS: Final = (
     _issuer("NUGET_KEY", "NuGet", "oy2{lower 43}"),
     _issuer("DOCKER_TOKEN", "Docker Hub", "dckr_pat_{url 20+}", "dckr_oat_{url 20+}"),
     _issuer("JFROG_KEY", "JFrog Artifactory", "AKCp{an 60+}", "cmVmd{an 59+}"),
-    _issuer(
-        "DATABRICKS_TOKEN", "Databricks", "dapi{hex 32}-{digit 1}", "dapi{hex 32}", "dose{hex 32}", "dkea{hex 32}"
-    ),
+    _issuer("DATABRICKS_TOKEN", "Databricks", "dapi{hex 32}-{digit 1}", "dapi{hex 32}", "dose{hex 32}", "dkea{hex 32}"),
     _issuer("DIGITALOCEAN_TOKEN", "DigitalOcean", "dop_v1_{hex 40+}", "doo_v1_{hex 40+}", "dor_v1_{hex 40+}"),
     _issuer("HEROKU_KEY", "Heroku", "HRKU-{url 36+}"),
     _issuer("NETLIFY_TOKEN", "Netlify", "nfp_{an 36+}", "nfc_{an 36+}", "nfo_{an 36+}"),

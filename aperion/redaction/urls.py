@@ -16,7 +16,9 @@ _USERINFO_END = re.compile(r"[/?#]")
 _PORT = re.compile(r"\d{0,5}(?:[/?#,]|\Z)")
 _PLAIN_USER: Final = 16
 _TOKEN_USER = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.\-~+=]{16,}")
-_TEMPLATE = re.compile(r"\$?\{{1,2}[^{}]{0,64}\}{1,2}|<[^<>]{0,64}>|\$\w{1,64}|%\w{1,64}%|\*{1,64}|x{3,64}|\.{3}|%s", re.IGNORECASE)
+_TEMPLATE = re.compile(
+    r"\$?\{{1,2}[^{}]{0,64}\}{1,2}|<[^<>]{0,64}>|\$\w{1,64}|%\w{1,64}%|\*{1,64}|x{3,64}|\.{3}|%s", re.IGNORECASE
+)
 
 # RFC 3986 queries: AWS Signature Version 4, SAS of Azure, signed URLs of Google, CloudFront, Alibaba; codes of OAuth.
 _SIGNED = re.compile(
@@ -34,7 +36,10 @@ _WEBHOOKS: Final = (
     ("api.telegram.org", r"api\.telegram\.org/(?:file/)?bot(?P<secret>\d{5,16}:[\w\-]{20,60})"),
     ("hooks.zapier.com", r"hooks\.zapier\.com/hooks/catch/(?P<secret>[\w/]{8,80})"),
     ("maker.ifttt.com", r"maker\.ifttt\.com/trigger/[\w{}\-]{1,64}/(?:json/)?with/key/(?P<secret>[\w\-]{8,80})"),
-    ("chat.googleapis.com", r"chat\.googleapis\.com/v1/spaces/(?P<secret>[\w\-]{5,40}/messages\?key=[\w\-&=%]{10,300})"),
+    (
+        "chat.googleapis.com",
+        r"chat\.googleapis\.com/v1/spaces/(?P<secret>[\w\-]{5,40}/messages\?key=[\w\-&=%]{10,300})",
+    ),
     ("logic.azure.com", r"logic\.azure\.com(?::443)?/workflows/(?P<secret>[\w/?=&%.\-]{20,400})"),
     ("alert.victorops.com", r"alert\.victorops\.com/integrations/generic/\d+/alert/(?P<secret>[\w\-/]{10,120})"),
     ("pipedream", r"[\w\-]{10,40}\.m\.pipedream\.net(?P<secret>/[\w\-/]{8,120})"),
@@ -79,7 +84,9 @@ def _without_secret(found: re.Match[str], hide: Hide) -> str:
 def _without_password(url: str, hide: Hide) -> str:
     at = "@" if "@" in url else "%40"
     parts = _BREAKS.split(url)
-    return "".join(_hidden_userinfo(part, at, hide) if part and number % 2 == 0 else part for number, part in enumerate(parts))
+    return "".join(
+        _hidden_userinfo(part, at, hide) if part and number % 2 == 0 else part for number, part in enumerate(parts)
+    )
 
 
 def _hidden_userinfo(part: str, sign: str, hide: Hide) -> str:

@@ -10,7 +10,6 @@ from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from functools import partial
 from itertools import islice
 from pathlib import PurePath
 from time import monotonic
@@ -23,8 +22,8 @@ from pydantic_core import MultiHostUrl, Url
 from aperion.redaction.checks import is_card
 from aperion.redaction.fields import is_named_tuple
 from aperion.redaction.markers import CYCLE, DEPTH, DROPPED, FAILED, KEY, REDACTED, SIZE, TIME, kept
-from aperion.redaction.tracebacks import message_of
 from aperion.redaction.names import NAMING, FieldView, Hides, KeyView, Role, Scrub, Verdict, View, key_text
+from aperion.redaction.tracebacks import message_of
 
 _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
 _SHORT_ATOMS: Final = _ATOMS - {int, float, Decimal}
@@ -51,7 +50,8 @@ class Limits(NamedTuple):
 class HideValue(Protocol):
     """Returns what stands in place of a value of any class, for its type or for the name it stands under."""
 
-    def __call__(self, kind: str, value: object, found: list[str], name: object = "") -> object: ...
+    def __call__(self, kind: str, value: object, found: list[str], name: object = "") -> object:
+        """Note the type, and return what stands in its place."""
 
 
 class Rules:
@@ -202,7 +202,7 @@ class Walk:
 
     def error(self, value: BaseException) -> object:
         """Copy an exception as its class and its message."""
-        return f"{type(value).__name__}: {message_of(value, partial(self._rules.scrub, found=self._found))}"
+        return f"{type(value).__name__}: {message_of(value, lambda text: self._rules.scrub(text, self._found))}"
 
     def path(self, value: PurePath) -> object:
         """Keep a path, unless its text has something to hide."""
