@@ -85,6 +85,12 @@ def ahead_of_guarded_peers(results: Results) -> float | None:
     return min(theirs) / mine if mine and theirs else None
 
 
+def ahead_of_redactor_before(results: Results) -> float | None:
+    """Return our rate of redacted payloads over that of the predecessor."""
+    mine, theirs = (results.figure("redactor", peer, "rate") for peer in (OURS, BEFORE))
+    return mine / theirs if mine and theirs else None
+
+
 def _times_bare(scenario: str, what: str, limit: float) -> Budget:
     return Budget(what=f"{what}, × bare", figure=ours(scenario, "ratio"), limit=limit, show=times)
 
@@ -118,6 +124,13 @@ BUDGETS = (
     _times_before("redact", "with redaction, nothing to hide", 10),
     _times_bare("redact_private", "with redaction, much to hide", 500),
     _times_before("redact_private", "with redaction, much to hide", 2.5),
+    Budget(
+        what="payloads redacted, against the predecessor",
+        figure=ahead_of_redactor_before,
+        limit=1.5,
+        show=times,
+        floor=True,
+    ),
     Budget(what="hostile string of 50 KB", figure=ours("hostile", "ns"), limit=50e6, show=nanoseconds),
     # Twice the text, twice the time, and some room for noise.
     Budget(what="hostile string, 50 KB against 25 KB", figure=ours("hostile", "growth"), limit=2.5, show=times),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import string
 import sys
@@ -10,7 +11,7 @@ from subprocess import run
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from benchmarks.wiring import UnsupportedError
+from benchmarks.wiring import CLEAN, PRIVATE, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,21 @@ def _start(statement: str) -> int:
     started = perf_counter_ns()
     run([sys.executable, "-c", statement], check=True)
     return perf_counter_ns() - started
+
+
+async def payloads(peer: Peer, scale: Scale) -> dict[str, float]:
+    """Redact payloads, half of them with nothing to hide, without a bus."""
+    if peer.redact is None:
+        raise UnsupportedError("has no redactor")
+    loads = [{"id": number, **load.fields} for number in range(50) for load in (CLEAN, PRIVATE)]
+    length = sum(len(json.dumps(load)) for load in loads)
+    count, started = 0, perf_counter_ns()
+    while (spent := perf_counter_ns() - started) < scale.seconds * 1e9:
+        for load in loads:
+            peer.redact(load)
+        count += 1
+    seconds = spent / 1e9
+    return {"rate": count * len(loads) / seconds, "bytes": count * length / seconds}
 
 
 async def hostile_text(peer: Peer, scale: Scale) -> dict[str, float]:

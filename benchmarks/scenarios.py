@@ -150,6 +150,13 @@ _ALL = (
         columns=_COST,
     ),
     Scenario(
+        name="redactor",
+        title="the redactor alone, payloads of 300 bytes, every second one with much to hide",
+        measure=outside.payloads,
+        columns=(Column("rate", "payloads", rate), Column("bytes", "bytes a second", size)),
+        most_first=True,
+    ),
+    Scenario(
         name="hostile",
         title="the worst of eight hostile strings of 50 KB through the redactor",
         measure=outside.hostile_text,

@@ -133,11 +133,12 @@ Connect = Callable[[Wiring], AbstractAsyncContextManager[Driver]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One adapter: what it is about, how to set it up, and its text redactor, if it has one."""
+    """One adapter: what it is about, how to set it up, and its redactor, if it has one."""
 
     about: About
     connect: Connect
     redact_text: Callable[[str], object] | None = None
+    redact: Callable[[dict[str, Any]], object] | None = None
     imports: bool = True
 
 

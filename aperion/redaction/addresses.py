@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LOCAL: Final = r"[^\s@<>()\[\]{},;:\"'`\\=|?*/&#\ue000-\uf8ff]"
 _DOMAIN: Final = r"(?:(?!-)[^\W_](?:[\w\-]{0,62}+)\.){1,12}(?P<top>xn--[a-z0-9\-]{2,59}|[^\W\d_]{2,63})(?![\w\-])"
 _EMAIL = re.compile(
-    rf"""(?P<local>\"[^"\n]{{1,64}}\"|(?<!{_LOCAL}){_LOCAL}{{1,256}}+)
+    rf"""(?P<local>(?<![\w\\])\"[^\W_][^"\n:,{{}}]{{0,63}}\"|(?<!{_LOCAL}){_LOCAL}{{1,256}}+)
     [@\uff20]
     (?P<domain>{_DOMAIN}|\[(?:\d{{1,3}}\.){{3}}\d{{1,3}}\]|\[IPv6:[0-9A-Fa-f:.]{{2,45}}\])""",
     re.VERBOSE | re.IGNORECASE,

@@ -106,4 +106,5 @@ PEER = Peer(
     ),
     connect=connect,
     redact_text=aperion.Redactor().redact_text,
+    redact=aperion.Redactor().redact,
 )

@@ -64,4 +64,5 @@ PEER = Peer(
     ),
     connect=connect,
     redact_text=aperion_event_bus.Redactor().redact_string,
+    redact=aperion_event_bus.Redactor().redact,
 )
