@@ -67,11 +67,9 @@ def _hidden(kind: str, hide: Hide, found: re.Match[str]) -> str:
     return hide(kind, found[0])
 
 
-def hide_schemes(text: str, lowered: str, hide: Hide) -> str:
+def hide_schemes(text: str, hide: Hide) -> str:
     """Return a text with what follows ``Bearer`` and ``Basic`` hidden: RFC 6750 and RFC 7617."""
-    if "bearer" in lowered or "basic" in lowered:
-        text = _SCHEME.sub(lambda found: _without_token(found, hide), text)
-    return text
+    return _SCHEME.sub(lambda found: _without_token(found, hide), text)
 
 
 def _aws_secret(token: str, hide: Hide) -> str:

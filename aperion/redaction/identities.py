@@ -95,7 +95,6 @@ _PASSWORD = re.compile(
 _LIKE_A_PASSWORD = re.compile(r"(?=[^\d]*\d|[\w.,'\-]*[^\w.,'\-]|[a-z]+[A-Z])[^\s]{4,}")
 _MIXED = re.compile(r"(?=[^\d]*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])")
 
-_TOLD_WORDS: Final = ("pass", "pwd", "secret", "token", "key ")
 _SPACED = re.compile(r"[^\w.\-]")
 # Check digits: Receita Federal (Brazil). Letters: Real Decreto 1553/2005 (Spain), HMRC's NIM39110 (UK).
 _SHAPED = re.compile(
@@ -134,16 +133,15 @@ def _another(kind: str) -> re.Pattern[str]:
 
 def hide_identities(text: str, hide: Hide) -> str:
     """Return a text with the numbers of people hidden, by what is said before them or by their check digits."""
-    if _SPACED.search(text) is not None:
-        text = _after_words(text, _lowered(text), hide)
+    lowered = _lowered(text)
+    if lowered.islower() and _SPACED.search(text) is not None:
+        text = _after_words(text, lowered, hide)
     return _SHAPED.sub(lambda found: _shaped(found, hide), text)
 
 
-def hide_passwords(text: str, lowered: str, hide: Hide) -> str:
+def hide_passwords(text: str, hide: Hide) -> str:
     """Return a text with the passwords hidden that a sentence tells: 'the password is …'."""
-    if any(word in lowered for word in _TOLD_WORDS):
-        text = _PASSWORD.sub(lambda found: _password(found, hide), text)
-    return text
+    return _PASSWORD.sub(lambda found: _password(found, hide), text)
 
 
 def _lowered(text: str) -> str:

@@ -34,10 +34,9 @@ _HARMLESS = re.compile(
       |[a-z]{2,6}://(?:[A-Za-z]{1,14}+(?![A-Za-z\d])[./_\-{}]{0,4}+|\d{1,10}+(?![A-Za-z\d.])[/_\-{}]{0,4}+)*+""",
     re.VERBOSE,
 )
-_PROSE = re.compile(r"[^\W\d_]{1,24}+(?:(?:[,.!?;)]?[ ][(]?|-(?=\w{3}))[^\W\d_]{1,24}+)*+[.!?)]{0,3}")
-_TELLING = re.compile(
-    r"[Pp]ass|PASS|[Tt]oken|[Ss]ecret|[Kk]ey|KEY|[Pp]wd|PWD|[Bb]earer|BEARER|[Bb]asic|BASIC| -"
-)  # what words alone can tell
+_PROSE = re.compile(
+    r"[A-Za-z\u00c0-\u024f]{1,24}+(?:(?:[,.!?;)]?[ ][(]?|-(?=\w{3}))[A-Za-z\u00c0-\u024f]{1,24}+)*+[.!?)]{0,3}"
+)
 _PRIVATE = re.compile("[\ue000-\uf8ff]")
 _VERSION = re.compile(r"[vV]?\d{1,6}(?:\.\d{1,6}){1,4}(?:[\-+~][\w.+~\-]{0,64})?")
 _RUN = re.compile(r"[A-Za-z0-9_\-]{15}")
@@ -76,7 +75,7 @@ class TextRules:
         if not self._custom:
             if _HARMLESS.fullmatch(text) is not None:
                 return text
-            if _PROSE.fullmatch(text) is not None and _TELLING.search(text) is None:
+            if _PROSE.fullmatch(text) is not None and not _tells(text.lower()):
                 return text
         clean = self._clean(text, found)
         return clean if len(clean) <= self._max or clean is DROPPED else self._cut(clean, found)
@@ -99,8 +98,8 @@ class TextRules:
         """Apply the rules until they change nothing more: what was hidden may free what stood beside it."""
         for _ in range(_MOST_ROUNDS):
             clean = self._hidden(text, hide)
-            if clean == text:
-                break
+            if clean == text or len(clean) == 1:
+                return clean
             text = clean
         return text
 
@@ -111,16 +110,20 @@ class TextRules:
         lowered = text.lower()
         if "--" in text or "private-lines" in lowered:
             text = hide_private_keys(text, hide)
-        text = hide_in_urls(text, lowered, hide)
+        if "/" in text or "%" in text:
+            text = hide_in_urls(text, lowered, hide)
         if _RUN.search(text) is not None:
             text = hide_coins(hide_credentials(hide_tokens(text, hide), hide), hide)
         text = hide_machines(hide_emails(text, hide), hide)
         if _DIGITS.search(text) is not None:
             text = hide_numbers(hide_identities(hide_ibans(text, hide), hide), hide)
-        text = hide_passwords(hide_noted(text, self._keys, hide), lowered, hide)
+        text = hide_noted(text, self._keys, hide)
+        tells = _tells(lowered)
+        if tells:
+            text = hide_passwords(text, hide)
         if ":" in text or "=" in text:
             text = hide_assigned(text, self._keys, hide)
-        return hide_schemes(text, lowered, hide)
+        return hide_schemes(text, hide) if tells else text
 
     def _cut(self, text: str, found: list[str]) -> str:
         # What was cut once may have grown, and is not cut again.
@@ -135,3 +138,11 @@ class TextRules:
         tail = head[-min(_LONGEST_TAIL, self._max) :]
         kept = max(tail.rfind(" "), tail.rfind("\n"), 0)
         return head[: len(head) - len(tail) + kept]
+
+
+def _tells(lowered: str) -> bool:
+    """Tell whether words alone may give something away: 'the password is …', 'Bearer …', '--token …'."""
+    return (
+        ("pass" in lowered or "token" in lowered or "secret" in lowered or "key" in lowered)
+        or ("pwd" in lowered or "bearer" in lowered or "basic" in lowered or " -" in lowered)
+    )

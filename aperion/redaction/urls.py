@@ -49,7 +49,7 @@ _WEBHOOKS: Final = (
     ("oapi.dingtalk.com", r"oapi\.dingtalk\.com/robot/send\?access_token=(?P<secret>\w{20,80})"),
     ("qyapi.weixin", r"qyapi\.weixin\.qq\.com/cgi-bin/webhook/send\?key=(?P<secret>[\w\-]{20,60})"),
 )
-_WEB: Final = ("hook", "/bot", "ifttt", "/workflows/", "pipedream", "victorops", "messages?key", "robot/send")
+_WEB: Final = ("ifttt", "/workflows/", "pipedream", "victorops", "messages?key", "robot/send")
 
 
 @cache
@@ -63,7 +63,7 @@ def hide_in_urls(text: str, lowered: str, hide: Hide) -> str:
         text = _URL.sub(lambda url: _without_password(url[0], hide), text)
     if "=" in text and ("sig" in lowered or "hmac" in lowered or "code=" in lowered):
         text = _SIGNED.sub(lambda found: _without_signature(found, hide), text)
-    if any(word in lowered for word in _WEB):
+    if "hook" in lowered or "/bot" in lowered or any(word in lowered for word in _WEB):
         for trigger, pattern in _WEBHOOKS:
             if trigger in lowered:
                 text = _compiled(pattern).sub(lambda found: _without_secret(found, hide), text)
