@@ -13,14 +13,16 @@ import anyio
 import typer
 
 from aperion.app import serve
-from aperion.cli.lines import open_lines
+from aperion.cli.lines import STDIN, open_lines
 from aperion.cli.loading import load_app
 from aperion.cli.logs import log_others_to_stderr, log_to_stderr
 from aperion.cli.progress import Reporter
+from aperion.cli.redact import Filter, Redaction
 from aperion.cli.reload import run_reloading
 from aperion.cli.rendering import rendered
 from aperion.cli.replay import Replay, Replayer
 from aperion.cli.screen import DEBUG, console
+from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +54,13 @@ _File = Annotated[str, typer.Argument(metavar="FILE", help="JSON lines, plain or
 _AppPath = Annotated[str, typer.Option("--app", metavar="MODULE:APP", help="The application, such as service:app.")]
 _RunPath = Annotated[str, typer.Argument(metavar="MODULE:APP", help="The application, such as service:app.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")]
+_Text = Annotated[
+    str, typer.Argument(metavar="[FILE]", help="Text or JSON lines, plain or gzip; - for standard input.")
+]
+_Check = Annotated[bool, typer.Option("--check", help="Write nothing; say which lines have something to hide, exit 1.")]
+_Report = Annotated[bool, typer.Option("--report", help="Print counts by type to standard error.")]
+_JsonReport = Annotated[bool, typer.Option("--json", help="Print them as one JSON object.")]
+_Keys = Annotated[list[str] | None, typer.Option("--key", metavar="NAME", help="Hide this name too; may be repeated.")]
 _Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Replay the first N events only.")]
 _Drain = Annotated[
     float | None,
@@ -62,7 +71,7 @@ _Reload = Annotated[bool, typer.Option("--reload", help="Start again when a Pyth
 
 @command.callback()
 def aperion(*, version: _Version = False, debug: _Debug = False) -> None:
-    """Replay files of events through an application, and run applications."""
+    """Replay files of events through an application, run applications, and take secrets out of files."""
 
 
 @command.command(short_help="Emit the events of a file, and sum up.")
@@ -96,6 +105,44 @@ def run(app: _RunPath, *, reload: _Reload = False, debug: _Debug = False) -> Non
     """Run an application until a signal; what is in flight is finished first."""
     log_to_stderr()
     raise typer.Exit(run_reloading(app) if reload else serve(load_app(app)))
+
+
+@command.command(short_help="Hide secrets and personal data in a file or a stream.")
+def redact(
+    file: _Text = STDIN,
+    *,
+    check: _Check = False,
+    report: _Report = False,
+    as_json: _JsonReport = False,
+    key: _Keys = None,
+    debug: _Debug = False,  # noqa: ARG001
+) -> None:
+    """Write FILE, or standard input, to standard output without secrets and personal data.
+
+    Lines that are JSON objects or arrays are redacted by their structure, others as text; a line with
+    nothing to hide comes out as it went in. A line of more than 65,536 characters is cut, and says so.
+    Exits with 0, with 1 if --check found something, with 2 when the file could not be read.
+    """
+    source = open_lines(file)
+    with Reporter(source.size, "redacting", "lines") as reporter:
+        lines = Filter(source, Redactor(redact_keys=key or ()), reporter, None if check else sys.stdout.buffer)
+        for number, types in lines.run():
+            if check:
+                found = ", ".join(f"{kind} x{count}" for kind, count in sorted(types.items()))
+                print(f"{'<stdin>' if file == STDIN else file}:{number}: {found}")
+    if report or as_json:
+        _print_report(lines.found, as_json=as_json)
+    raise typer.Exit(1 if check and lines.found.changed else 0)
+
+
+def _print_report(found: Redaction, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found.to_dict()), file=sys.stderr)
+        return
+    print(f"{found.changed:,} of {found.lines:,} lines changed", file=sys.stderr)
+    width = max(map(len, found.types), default=0)
+    for kind, count in found.types.most_common():
+        print(f"  {kind:<{width}} {count:>9,}", file=sys.stderr)
 
 
 def _replayed(replay: Replay) -> Summary:

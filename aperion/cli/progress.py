@@ -1,4 +1,4 @@
-"""Showing how far a replay is, on a terminal and nowhere else."""
+"""Showing how far a replay or a filter is, on a terminal and nowhere else."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Reporter:
     # Mutable: the time of the last update, and the position before the batch under way.
     __slots__ = ("_before", "_console", "_last", "_position", "_progress", "_start", "_task")
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, doing: str = "replaying", what: str = "events") -> None:
         self._console = console(sys.stderr)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[events]:,} events, {task.fields[rate]:,.0f}/s"),
+            TextColumn(f"{{task.fields[events]:,}} {what}, {{task.fields[rate]:,.0f}}/s"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task("replaying", total=total, events=0, rate=0.0)
+        self._task = self._progress.add_task(doing, total=total, events=0, rate=0.0)
         self._start = self._last = time.monotonic()
         self._before = self._position = 0
 

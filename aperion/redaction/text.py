@@ -142,7 +142,6 @@ class TextRules:
 
 def _tells(lowered: str) -> bool:
     """Tell whether words alone may give something away: 'the password is …', 'Bearer …', '--token …'."""
-    return (
-        ("pass" in lowered or "token" in lowered or "secret" in lowered or "key" in lowered)
-        or ("pwd" in lowered or "bearer" in lowered or "basic" in lowered or " -" in lowered)
+    return ("pass" in lowered or "token" in lowered or "secret" in lowered or "key" in lowered) or (
+        "pwd" in lowered or "bearer" in lowered or "basic" in lowered or " -" in lowered
     )
