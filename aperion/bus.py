@@ -24,6 +24,7 @@ from aperion.delivery import FailureReason, Outcomes, Receipt, positive
 from aperion.errors import (
     BusNotRunningError,
     ConfigurationError,
+    EventTypeError,
     KeyHeldError,
     RedriveError,
     ValidationError,
@@ -423,7 +424,10 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             event = self._intake.event(subject, payload, details)
         except ValidationError as error:
             self._counters.rejected += 1
-            self._reporter.rejected(self._intake.rejected(subject, payload, details), error)
+            if isinstance(error, EventTypeError):  # somebody may pass anything as a type
+                error.args = (self.redactor.redact_text(str(error)),)
+            told = self.redactor.redact_text(subject) if isinstance(subject, str) else subject
+            self._reporter.rejected(self._intake.rejected(told, payload, details), error)
             raise
         return self._processed(event) if self._processors else event
 

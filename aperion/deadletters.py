@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -13,7 +14,7 @@ from pydantic_core import from_json
 
 from aperion.delivery import DeadLetter, FailureReason, positive
 from aperion.errors import ConfigurationError, DeadLetterNotFoundError, shown
-from aperion.events import new_event_id, to_json
+from aperion.events import model_for, new_event_id, to_json
 from aperion.naming import is_valid_event_type
 from aperion.patterns import check_pattern, matches
 from aperion.protocols import DeadLetterStore
@@ -273,7 +274,7 @@ class DeadLetterQueue:
         fields = {
             "event_id": event.event_id,
             "event_type": self._name(event.event_type),
-            "payload": self._redactor.redact(event.payload),
+            "payload": self._payload(event),
             "timestamp": event.timestamp,
             "source": self._text(event.source),
             "correlation_id": self._text(event.correlation_id),
@@ -284,6 +285,12 @@ class DeadLetterQueue:
         }
         plain: dict[str, Any] = from_json(to_json(fields))
         return plain
+
+    def _payload(self, event: Event[Any]) -> object:
+        # What was refused is a mapping still; the model that it was meant for knows what is sensitive in it.
+        if type(self._redactor) is Redactor and isinstance(event.payload, Mapping):
+            return self._redactor.redact(event.payload, like=model_for(event.event_type))
+        return self._redactor.redact(event.payload)
 
     def _text(self, text: str | None) -> str | None:
         return None if text is None else self._redactor.redact_text(text)

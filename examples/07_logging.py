@@ -40,6 +40,4 @@ if __name__ == "__main__":
     aperion.run(bus, main)
     for line in map(json.loads, written.getvalue().splitlines()):
         field = next(name for name in ("api_key", "card") if name in line)
-        print(
-            f"{line['level']:<7} {line['event']:<40} {field}={line[field]}  correlation_id={line['correlation_id']}"
-        )
+        print(f"{line['level']:<7} {line['event']:<40} {field}={line[field]}  correlation_id={line['correlation_id']}")

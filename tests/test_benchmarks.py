@@ -158,4 +158,4 @@ def test_every_budget_is_measured_by_some_scenario() -> None:
         keys = dict.fromkeys((column.key for column in scenario.columns), 1.0)
         results.cells[name] = {peer: found(keys) for peer in ("aperion", "predecessor", "bubus")}
 
-    assert len(verdicts(results)) == 18
+    assert len(verdicts(results)) == 19

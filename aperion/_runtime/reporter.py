@@ -159,8 +159,7 @@ class Reporter:
         self.dead(event, None, reason, error, 0)
         if self.metrics is not None:
             self.metrics.rejected(event.event_type, reason)
-        event_type = self.redactor.redact_text(event.event_type)  # whatever somebody passed as a type
-        _log.warning("event rejected", event_type=event_type, reason=reason.value, error=text)
+        _log.warning("event rejected", event_type=event.event_type, reason=reason.value, error=text)
 
     def noted(self, kind: str, event: Event[Any], details: Mapping[str, Any]) -> None:
         """Record what else happened to an event."""

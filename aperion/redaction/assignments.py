@@ -29,8 +29,9 @@ _NAMED = re.compile(
 )
 _SIGN = re.compile("=|:(?!//)|%3")
 _SCHEMES: Final = (
-    "bearer|basic|token|digest|apikey|api-key|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
+    "bearer|basic|token|digest|apikey|api-key|api-token|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
 )
+_PARAMETERS = re.compile(r"(?:digest|hawk|oauth|mac|hmac[\w\-]*|aws4-hmac-sha256|signature)[ \t]", re.IGNORECASE)
 _SCHEME = re.compile(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNORECASE)
 _WORDS_BEFORE = re.compile(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number
 _OPENING = re.compile(r"""[bBrRuUfF]{0,2}(?P<slashes>\\{0,8})(?P<quote>\"{3}|'{3}|["'`])""")
@@ -62,7 +63,8 @@ _RANDOM = re.compile(  # fourteen characters or more, with a digit and a letter 
     |[\\"'`]{0,4}[0-9a-f]{8}:[0-9a-f]{8}(?!\w)""",
     re.VERBOSE,
 )
-_WHOLE_LINES: Final = ("authorization", *_COOKIES, "passphrase", "mnemonic", "phrase")
+_AUTHORIZATION: Final = "authorization"
+_WHOLE_LINES: Final = (*_COOKIES, "passphrase", "mnemonic", "phrase")
 """The ends of names whose values have several words when they are not quoted."""
 
 
@@ -173,7 +175,7 @@ def _bare_end(text: str, at: int, named: re.Match[str]) -> int:
     if text[at : at + 1] in ("[", "{", "("):
         # Prose leaves a parenthesis open; it ends with the line.
         at = _bracket_end(text, at, len(text) if text[at] != "(" else _line_end(text, at))
-    elif named["sign"] == ":" and not named["quote"] and flattened(named["name"]).endswith(_WHOLE_LINES):
+    elif named["sign"] == ":" and not named["quote"] and _takes_line(text, at, flattened(named["name"])):
         return _rest_of_line(text, at, _before(named))
     if named["sign"] == ":" and not named["quote"] and (words := _words_of_line(text, at, named)):
         return words
@@ -187,6 +189,13 @@ def _bare_end(text: str, at: int, named: re.Match[str]) -> int:
         return _plain_end(text, annotated.end())
     end = _quoted_end(text, opening)
     return end + len(opening["quote"]) if text.startswith(opening["quote"], end) else end
+
+
+def _takes_line(text: str, at: int, name: str) -> bool:
+    """Tell whether a value goes to the end of its line; that of ``Authorization: Bearer`` is one word."""
+    if name.endswith(_AUTHORIZATION):
+        return _PARAMETERS.match(text, at) is not None
+    return name.endswith(_WHOLE_LINES)
 
 
 def _plain_end(text: str, at: int) -> int:

@@ -113,6 +113,27 @@ class FieldView:
         return self._verdicts.get(key) or Verdict(key, Role.ABSENT)
 
 
+class LikeView:
+    """The names of a mapping that was meant to become a model: its fields say what is sensitive."""
+
+    __slots__ = ("_fields", "_names", "plain")
+
+    def __init__(self, kind: type[Any], fields: FieldView, names: KeyView) -> None:
+        self._names = names
+        self.plain: dict[Any, str] = {}
+        self._fields = {
+            alias: fields.verdict(name)
+            for name, field in fields_of(kind).items()
+            for alias in field.names
+            if fields.verdict(name).role is Role.HIDDEN
+        }
+
+    def verdict(self, key: Any) -> Verdict:
+        """Return what happens to the value under a key."""
+        hidden = self._fields.get(key) if isinstance(key, str) else None
+        return self._names.verdict(key) if hidden is None else Verdict(key, Role.HIDDEN, hidden.kind)
+
+
 def _field_verdict(names: tuple[str, ...], marker: Sensitive | Public | None, hides: Hides) -> Verdict:
     name = names[0]
     if isinstance(marker, Sensitive):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -18,7 +19,7 @@ from aperion.redaction.tracebacks import message_of, traceback_of
 from aperion.redaction.walk import Limits, Rules, Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable
 
 _NOTHING: Final[MappingProxyType[str, Any]] = MappingProxyType({})
 _TELLABLE: Final = (str, int, float, bytes)
@@ -130,7 +131,7 @@ class Redactor:
         with self._lock:
             return dict(self._counts)
 
-    def redact(self, obj: object, report: Report | None = None) -> object:
+    def redact(self, obj: object, report: Report | None = None, *, like: type[Any] | None = None) -> object:
         """Return a redacted copy in plain containers.
 
         Mappings, models, dataclasses and named tuples become dicts, other collections lists; numbers,
@@ -140,10 +141,13 @@ class Redactor:
         Args:
             obj: anything.
             report: the number of hidden values is added to it, by type; it never gets a value.
+            like: a model or dataclass that a mapping was meant for, whose ``Sensitive`` fields are hidden in it.
         """
         found: list[str] = []
+        walk = Walk(self._rules, found)
         try:
-            copy = kept(Walk(self._rules, found).value(obj))
+            as_fields = like is not None and isinstance(obj, Mapping)
+            copy = kept(walk.mapping_like(obj, like) if as_fields else walk.value(obj))  # type: ignore[arg-type]
         except Exception:  # noqa: BLE001 - the caller is never to suffer from what it wants to hide
             copy = self._failed()
         if found:

@@ -22,7 +22,7 @@ from pydantic_core import MultiHostUrl, Url
 from aperion.redaction.checks import is_card
 from aperion.redaction.fields import is_named_tuple
 from aperion.redaction.markers import CYCLE, DEPTH, DROPPED, FAILED, KEY, REDACTED, SIZE, TIME, kept
-from aperion.redaction.names import NAMING, FieldView, Hides, KeyView, Role, Scrub, Verdict, View, key_text
+from aperion.redaction.names import NAMING, FieldView, Hides, KeyView, LikeView, Role, Scrub, Verdict, View, key_text
 from aperion.redaction.tracebacks import message_of
 
 _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
@@ -154,6 +154,11 @@ class Walk:
             return self._entries(dict.items(value), len(value), self._rules.names)
         pairs = list(islice(value.items(), self._bound()))
         return self._entries(pairs, len(pairs), self._rules.names)
+
+    def mapping_like(self, value: Mapping[Any, Any], kind: type[Any]) -> object:
+        """Copy a mapping that was meant to become an instance of a class, deciding by its fields too."""
+        pairs = list(islice(value.items(), self._bound()))
+        return self._entries(pairs, len(pairs), LikeView(kind, self._rules.fields(kind), self._rules.names))
 
     def items(self, value: Any) -> object:
         """Copy anything like a list, and a pair as what it may be: a name and its value."""
