@@ -28,9 +28,7 @@ _NAMED = re.compile(
     re.VERBOSE,
 )
 _SIGN = re.compile("=|:(?!//)|%3")
-_SCHEMES: Final = (
-    "bearer|basic|token|digest|apikey|api-key|api-token|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
-)
+_SCHEMES: Final = "bearer|basic|token|digest|apikey|api-key|api-token|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
 _PARAMETERS = re.compile(r"(?:digest|hawk|oauth|mac|hmac[\w\-]*|aws4-hmac-sha256|signature)[ \t]", re.IGNORECASE)
 _SCHEME = re.compile(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNORECASE)
 _WORDS_BEFORE = re.compile(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number

@@ -39,14 +39,18 @@ _SUFFIXES: Final = _joined("""
     sms code, one time code, login code, access code, security code, recovery code, backup code, reset code
     seed phrase, recovery phrase, mnemonic, mnemonic phrase, security answer, secret answer, maiden name
     ssn, social security, social security number, social security no, social insurance number, nino
-    national id, national insurance number, national id number, tax id, taxpayer id, tax number
-    passport, passport number, passport no, driver license, drivers license, driving license
+    ssn number, national id, national insurance number, national id number, identity number, id card number
+    tax id, taxpayer id, tax number, tax identifier, tax identification number, vat number, vat id, aadhaar, aadhar
+    aadhaar number, pan number, medicare number, nhs number, personnummer, personal id number
+    passport, passport number, passport no, passport id, driver license, drivers license, driving license
     driver licence, drivers licence, driving licence, driver license number, drivers license number
+    driver licence number, drivers licence number, driving licence number, driving license number
     credit card, credit card number, debit card, debit card number, card number, card no, card num
     cc number, cc num, ccn, primary account number, cvv, cvc, csc, cvn
-    card pin, pin number, atm pin, user pin
+    card pin, pin number, atm pin, user pin, pin code, totp seed, otp seed, sas url, sas uri
     email, e mail, email address, mail address, phone, phone number, phone no, phone num, mobile number
-    mobile no, cell number, cellphone, telephone, telephone number, tel number, fax number, msisdn
+    mobile no, cell number, cellphone, telephone, telephone number, tel number, tel no, fax number, msisdn
+    contact number, whatsapp number, landline, landline number
     date of birth, birth date, birthday, dob
     bank account, bank account number, account number, account no, acct number, acct no, iban
     routing number, routing no, aba number, sort code
@@ -54,6 +58,7 @@ _SUFFIXES: Final = _joined("""
 
 # Too short or too common to be the end of a longer name.
 _EXACT: Final = _joined("""
+    tin, ein, nin, cpf, cnpj, curp, dni, nie, nif, bsn, pesel, mrn, fax
     pin, sid, pan, auth, pass, bearer, csrf, xsrf, sig, mobile, tel, address
 """)
 
@@ -69,7 +74,7 @@ _STEMS: Final = (
 _TAILS: Final = _joined("""
     hash, hashed, digest, salt, value, val, text, plain, plaintext, raw, clear, cleartext, string, str, bytes
     binary, b64, base64, hex, pem, der, encrypted, enc, ciphertext, encoded, header, confirm, confirmation
-    repeat, again, verify, new, old, current, previous, prev, tmp, temp, temporary, data, env, list, json
+    last4, e164, repeat, again, verify, new, old, current, previous, prev, tmp, temp, temporary, data, env, list, json
 """)
 
 # What opens a name that holds a fact about a value: has_password, maxTokens.

@@ -161,7 +161,11 @@ ISSUERS: Final = (
     _issuer("ONEPASSWORD_TOKEN", "1Password", "ops_eyJ{b64 60+}", "A3-{upper 6}-{upper 6}-{upper 5}-{url 15+}"),
     _issuer("ONEPASSWORD_TOKEN", "1Password", "A3-{upper 6}-{upper 11}-{upper 5}-{url 11+}"),
     _issuer("AGE_KEY", "age", "AGE-SECRET-KEY-1{upper 50+}"),
-    _issuer("TAILSCALE_KEY", "Tailscale", *(f"tskey-{kind}-{{url 20+}}" for kind in ("auth", "api", "client"))),
+    _issuer(
+        "TAILSCALE_KEY",
+        "Tailscale",
+        *(f"tskey-{kind}-{{url 20+}}" for kind in ("auth", "api", "client", "scim", "webhook")),
+    ),
     _issuer("TELNYX_KEY", "Telnyx", "KEY0{hex 30}_{an 22}"),
     _issuer("DEFINED_KEY", "Defined Networking", "dnkey-{wide 26}-{wide 52}"),
     _issuer("FRAMEIO_TOKEN", "Frame.io", "fio-u-{wide 60+}"),

@@ -17,7 +17,8 @@ _PORT = re.compile(r"\d{0,5}(?:[/?#,]|\Z)")
 _PLAIN_USER: Final = 16
 _TOKEN_USER = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.\-~+=]{16,}")
 _TEMPLATE = re.compile(
-    r"\$?\{{1,2}[^{}]{0,64}\}{1,2}|<[^<>]{0,64}>|\$\w{1,64}|%\w{1,64}%|\*{1,64}|x{3,64}|\.{3}|%s", re.IGNORECASE
+    r"\$?\{{1,2}[^{}]{0,64}\}{1,2}|<[^<>]{0,64}>|\$\w{1,64}|%\w{1,64}%|\*{1,64}|x{3,64}|(?-i:(?:YOUR|REPLACE|INSERT|ENTER|CHANGE)[A-Z_]{2,40})|\.{3}|%s",
+    re.IGNORECASE,
 )
 
 # RFC 3986 queries: AWS Signature Version 4, SAS of Azure, signed URLs of Google, CloudFront, Alibaba; codes of OAuth.
