@@ -9,7 +9,7 @@ from collections import Counter, namedtuple
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, IntEnum
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 from typing import Annotated, Any, NamedTuple
@@ -69,6 +69,12 @@ def test_nested_mappings_are_redacted_by_name_and_by_value() -> None:
 
 class Colour(Enum):
     RED = "red"
+    SECRET = "password=hunter2"
+
+
+class Big(IntEnum):
+    CARD = 4111111111111111
+    SMALL = 1
 
 
 class Point(NamedTuple):
@@ -121,6 +127,9 @@ Pair = namedtuple("Pair", ["owner", "token"])
         (ip_address("10.0.0.1"), "[REDACTED_IP]"),
         (PurePosixPath("/home/ada"), PurePosixPath("/home/ada")),
         (Colour.RED, Colour.RED),
+        (Colour.SECRET, "password=[REDACTED]"),
+        (Big.CARD, "[REDACTED_CC]"),
+        (Big.SMALL, Big.SMALL),
         (date(1990, 1, 1), date(1990, 1, 1)),
         (ValueError("password=hunter2"), "ValueError: password=[REDACTED]"),
         ([("Authorization", "Bearer abc"), ("Accept", "*/*")], [["Authorization", "[REDACTED]"], ["Accept", "*/*"]]),

@@ -152,6 +152,7 @@ def test_a_form_is_found(text: str, kind: str) -> None:
         *("12:34:56", "::", "a[::2]", "std::vector", "A::B", "Face::Bed", "gggg::1", "1:2:3", "00:01:02.345"),
         *("16:27:ac:a5:76:28:2d:36:63:1b:56:4d:eb:df:a6:48", "ZZ:ZZ:ZZ:ZZ:ZZ:ZZ", "00:1A:2B:3C:4D"),
         *("+01:00", "2026-11-23T10:00:00+01:00", "UTC+0530", "1+1234567", "C++11", "+5 points", "+1 555", "555-1234"),
+        *("+9991234567", "+1415555013", "+14155550132777", "+441234"),
         *("555-123-4567-A", "part 555-12-34", "call 2026-11-23", "phone model 1234567", "page 5551234567"),
         *("16Yeky6GMjeNkAiNcBY7ZhrLoMSgg1BoyZ2", "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t5", "0x1f", "0xdeadbeef"),
         *("born to run", "her birthday", "529.982.247-26", "12345678A", "BG123456C", "the tin roof 12345"),

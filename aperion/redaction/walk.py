@@ -29,7 +29,7 @@ _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, t
 _SHORT_ATOMS: Final = _ATOMS - {int, float, Decimal}
 _NUMBERS: Final = frozenset({int, float, Decimal})
 _LOW, _HIGH, _HIGHEST = -(10**12), 10**12, 10**19  # a card has 13 to 19 digits
-_SUBCLASSED: Final = (int, float, complex, date, time, timedelta, tzinfo, UUID, Decimal, Enum)
+_SUBCLASSED: Final = (complex, date, time, timedelta, tzinfo, UUID)
 _SECRETS: Final = (SecretStr, SecretBytes, Secret)
 # pydantic's URLs are no strings; their common base classes have no public name.
 _WRITTEN: Final = (*AnyUrl.__mro__[:-1], *PostgresDsn.__mro__[:-1], Url, MultiHostUrl)
@@ -209,6 +209,15 @@ class Walk:
         """Copy an exception as its class and its message."""
         return f"{type(value).__name__}: {message_of(value, lambda text: self._rules.scrub(text, self._found))}"
 
+    def enum(self, value: Enum) -> object:
+        """Keep a member, unless its value has something to hide."""
+        shown = self.value(value.value) if isinstance(value.value, str | int) else value.value
+        return value if shown == value.value else shown
+
+    def number(self, value: Any) -> object:
+        """Keep a number in a class of its own, unless it is one of a card."""
+        return self._number(value)
+
     def path(self, value: PurePath) -> object:
         """Keep a path, unless its text has something to hide."""
         text = str(value)
@@ -296,6 +305,9 @@ def _unknown(_walk: Walk, value: object) -> object:
 # In this order: an Enum may be a str, a model may be a mapping, a named tuple is a tuple.
 _KINDS: Final[tuple[tuple[type[Any] | tuple[type[Any], ...], Reader], ...]] = (
     (_SECRETS, _withheld),
+    (Enum, Walk.enum),
+    (bool, _kept),
+    ((int, float, Decimal), Walk.number),
     (_SUBCLASSED, _kept),
     (str, Walk.text),
     ((bytes, bytearray, memoryview), Walk.binary),
