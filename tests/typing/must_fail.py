@@ -52,3 +52,5 @@ async def main() -> None:
 
 
 aperion.run(bus, main())  # error
+
+aperion.Redactor(modes={"EMAIL": "partial"})  # error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, assert_type
 
 import aperion
+from aperion.redaction import Mode, RedactionKey
 
 
 class UserLogin(aperion.Payload, type="typing.user_login"):
@@ -102,3 +104,18 @@ with aperion.CorrelationContext("req-1") as correlation_id:
     assert_type(correlation_id, str)
 aperion.run(bus, main)
 aperion.run(aperion.App(bus))
+
+
+redactor = aperion.Redactor(
+    redact_keys=["badge"],
+    patterns={"BADGE": "B-[0-9]{6}"},
+    skip_types={"IP"},
+    modes={"EMAIL": Mode.PARTIAL},
+    key_modes={"user_id": Mode.PSEUDONYM},
+    key=RedactionKey("k1", b"0123456789abcdef"),
+)
+report = Counter[str]()
+assert_type(redactor.redact({"a": 1}, report), object)
+assert_type(redactor.redact_text("a", report), str)
+assert_type(redactor.redact_exception(ValueError()), tuple[str, str])
+assert_type(redactor.counts, dict[str, int])
