@@ -100,7 +100,6 @@ _NANP = re.compile(  # the North American Numbering Plan, as it is written
 )
 _ENDED = re.compile(r"(?=x\d)|(?![^\W_])")  # an extension may follow
 _SSN = re.compile(r"(?<![\w.\-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w\-])(?!\.\d)")
-_NEVER_ISSUED: Final = frozenset({"078-05-1120", "219-09-9999"})  # of advertisements, says the SSA
 
 
 def hide_numbers(text: str, hide: Hide) -> str:

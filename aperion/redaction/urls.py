@@ -14,7 +14,6 @@ _URL = re.compile(rf"""{_BREAK}[^\s"'<>`]*+""", re.IGNORECASE)
 _BREAKS = re.compile(f"({_BREAK})", re.IGNORECASE)
 _USERINFO_END = re.compile(r"[/?#]")
 _PORT = re.compile(r"\d{0,5}(?:[/?#,]|\Z)")
-_PLAIN_USER: Final = 16
 _TOKEN_USER = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.\-~+=]{16,}")
 _TEMPLATE = re.compile(
     r"\$?\{{1,2}[^{}]{0,64}\}{1,2}|<[^<>]{0,64}>|\$\w{1,64}|%\w{1,64}%|\*{1,64}|x{3,64}|(?-i:(?:YOUR|REPLACE|INSERT|ENTER|CHANGE)[A-Z_]{2,40})|\.{3}|%s",
