@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,126 @@ def test_an_empty_file_gives_nothing() -> None:
 
     assert (done.stdout, done.returncode) == (b"", 0)
     assert b"0 of 0 lines" in done.stderr
+
+
+# What a filter must neither let through nor lose
+
+MATERIAL = b"MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj\n"
+
+
+@pytest.mark.parametrize("count", [199, 200, 201, 399, 700])
+def test_a_private_key_of_any_length_is_hidden_whole(count: int) -> None:
+    done = redact(stdin=b"-----BEGIN PRIVATE KEY-----\n" + MATERIAL * count + b"-----END PRIVATE KEY-----\nafter\n")
+
+    assert MATERIAL.strip() not in done.stdout
+    assert done.stdout.endswith(b"-----END PRIVATE KEY-----\nafter\n")
+
+
+def test_no_line_is_lost_after_words_about_a_private_key() -> None:
+    lines = b"".join(b"line %d %s\n" % (n, b"word " * 50) for n in range(600))
+
+    done = redact(stdin=b"see -----BEGIN PRIVATE KEY----- in the docs\n" + lines)
+
+    assert done.stdout.endswith(lines)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"Private-Lines: 2\n", b"Private-MAC: 01\n"),
+        (b"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\n", b"---- END SSH2 ENCRYPTED PRIVATE KEY ----\n"),
+        (b"-----BEGIN OpenVPN Static key V1-----\n", b"-----END OpenVPN Static key V1-----\n"),
+    ],
+)
+def test_every_private_key_that_a_redactor_knows_is_taken_together(before: bytes, after: bytes) -> None:
+    done = redact(stdin=before + MATERIAL * 2 + after)
+
+    assert done.stdout == before + b"[REDACTED_PRIVATE_KEY]\n" + after
+
+
+def test_a_json_line_after_an_open_key_is_redacted_by_its_structure() -> None:
+    done = redact("--key", "badge", stdin=b'-----BEGIN PRIVATE KEY-----\n{"badge":{"n":[7,8]}}\n')
+
+    assert done.stdout.endswith(b'\n{"badge":"[REDACTED]"}\n')
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b'"a":1.00,"b":1E+400,"c":0.1234567890123456789012',
+        b'"n":123456789012345678901234567890,"m":-0.5',
+        b'"x":NaN,"y":-Infinity',
+        b'"s":"\\ud800"',
+        b'"s":"caf\xe9 \\ud800"',
+        b'"s":"\xf0\x9f\x98\x80"',
+    ],
+)
+def test_what_stands_beside_a_hidden_value_keeps_every_digit_and_byte(rest: bytes) -> None:
+    done = redact(stdin=b'  {"password":"x",' + rest + b"} \r\n")
+
+    assert done.stdout == b'  {"password":"[REDACTED]",' + rest + b"} \r\n"
+
+
+def test_no_name_that_comes_again_takes_the_place_of_another() -> None:
+    done = redact("--key", "badge", stdin=b'{"badge":[1],"badge":[2],"badge #":[3],"badge":null,"badge #-":[4]}\n')
+
+    assert not any(digit in done.stdout for digit in (b"1", b"2", b"3", b"4"))
+
+
+def test_a_name_made_for_a_second_value_takes_the_place_of_no_other() -> None:
+    done = redact(stdin=b'{"a":1,"a #-":"password=hunter2","a":2}\n')
+
+    assert b"hunter2" not in done.stdout
+
+
+def test_a_byte_order_mark_stays_and_hides_nothing() -> None:
+    assert redact(stdin=b"\xef\xbb\xbfplain\n").stdout == b"\xef\xbb\xbfplain\n"
+    assert redact(stdin=b'\xef\xbb\xbf{"password":[1]}').stdout == b'\xef\xbb\xbf{"password":"[REDACTED]"}'
+
+
+def test_utf_16_is_refused_and_not_let_through() -> None:
+    done = redact(stdin="password=hunter2\n".encode("utf-16"))
+
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"UTF-16" in done.stderr
+
+
+def test_a_check_finds_a_line_that_was_not_read_to_its_end() -> None:
+    done = redact("--check", stdin=b"word " * 20_000 + b"password=hunter2\n")
+
+    assert (done.returncode, done.stdout) == (1, b"<stdin>:1: UNREAD x1\n")
+
+
+@pytest.mark.parametrize("filling", [b" x", b"  "])
+def test_a_line_of_many_megabytes_is_cut_and_the_next_one_is_read(filling: bytes) -> None:
+    done = redact(stdin=b'{"a":1}' + filling * (5 * 1024**2) + b"more\r\npassword=hunter2\n")
+
+    assert done.returncode == 0
+    assert done.stdout.endswith(b"[REDACTED_LENGTH]\r\npassword=[REDACTED]\n")
+
+
+def test_a_line_from_a_pipe_comes_out_before_the_pipe_ends() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, env={**os.environ, "PYTHONPATH": PACKAGES}) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"password=hunter2\n")
+        process.stdin.flush()
+
+        ready, _, _ = select.select([process.stdout], [], [], 20)
+        process.stdin.close()
+
+        assert ready
+        assert process.stdout.read() == b"password=[REDACTED]\n"
+
+
+def test_a_pipe_that_is_closed_ends_the_command_without_a_word() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, "PYTHONPATH": PACKAGES}
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(b"plain\n" * 50_000, timeout=60)
+
+    assert errors == b""

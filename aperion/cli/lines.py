@@ -71,15 +71,20 @@ class LineFile:
         splitter = _Splitter()
         try:
             while chunk := self._stream.read1(_CHUNK):
-                yield Batch(tuple(splitter.feed(chunk)), self._position())
+                yield Batch(tuple(splitter.feed(chunk)), self.position())
         except Exception as error:  # noqa: BLE001 - in a thread of its own, whose end must be seen
-            yield Batch((splitter.broken(error),), self._position())
+            yield Batch((splitter.broken(error),), self.position())
         else:
-            yield Batch(tuple(splitter.end()), self._position())
+            yield Batch(tuple(splitter.end()), self.position())
         finally:
             self._raw.close()
 
-    def _position(self) -> int:
+    def readline(self, limit: int) -> bytes:
+        """Return the next line with its end, or so many bytes of it."""
+        return self._stream.readline(limit)
+
+    def position(self) -> int:
+        """Return how many bytes of the file have been read; 0 where its size is not known."""
         return self._raw.tell() if self.size is not None else 0
 
 
