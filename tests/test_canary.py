@@ -63,6 +63,7 @@ CANARIES = {
     "processor": "zq-processor-7d1e3",
     "middleware": "zq-middleware-4c8b5",
     "type": "zq-type-9f6a2",
+    "correlation id": "glpat-zq7Kd3Qa9Zx2Mf5Wb87K",
 }
 C = CANARIES
 
@@ -203,7 +204,7 @@ async def test_no_secret_comes_out_anywhere(tmp_path: Path, lines: io.StringIO) 
             "headers": {"authorization": f"Bearer {C['header']}", "x-marker": MARK},
         }
         with anyio.fail_after(20):
-            receipt = await bus.emit(order(), **secrets)
+            receipt = await bus.emit(order(), **secrets, correlation_id=C["correlation id"])
             outcomes = await receipt.settled()
             for event_type in ("canary.slow", "canary.wrapped"):
                 await (await bus.emit(event_type, {"marker": MARK, "password": C["by name"]}, **secrets)).settled()

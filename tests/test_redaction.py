@@ -46,6 +46,11 @@ def test_an_email_inside_a_text_is_hidden() -> None:
     assert Redactor().redact_text("Contact ada@example.com today") == "Contact [REDACTED_EMAIL] today"
 
 
+def test_what_one_rule_hid_keeps_its_type_under_a_name() -> None:
+    """And the end of the sentence stays."""
+    assert Redactor().redact_text("Email: ada@example.com.") == "Email: [REDACTED_EMAIL]."
+
+
 def test_sensitive_names_hide_their_values() -> None:
     """RED-3: and others keep theirs."""
     payload = {"username": "ada", "password": "hunter2", "api_key": "k", "token": ["t", 1]}

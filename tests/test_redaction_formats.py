@@ -157,7 +157,7 @@ def test_a_form_is_found(text: str, kind: str) -> None:
         *("555-123-4567-A", "part 555-12-34", "call 2026-11-23", "phone model 1234567", "page 5551234567"),
         *("16Yeky6GMjeNkAiNcBY7ZhrLoMSgg1BoyZ2", "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t5", "0x1f", "0xdeadbeef"),
         *("born to run", "her birthday", "529.982.247-26", "12345678A", "BG123456C", "the tin roof 12345"),
-        *("ghp_short", "hf_hub_download", "sk-learn-contrib-examples", "AKIAZZZ", "npm_config_registry"),
+        *("50 % of xghp_7Kd3Qa9Zx2Mf5Wb87Kd3Qa9Z", "ghp_short", "hf_hub_download", "sk-learn-contrib-examples", "AKIAZZZ", "npm_config_registry"),
         *("xox", "glpat", "AIzaShort", "s.AcceptanceTimeoutSeconds", "bedrock-api-key-", "pk_test", "SK-12345"),
         *("eyJhbGciOiJIUzI1NiJ9", "eyJ.a.b", "basic training", "Bearer of news", "the bearer must", "basic auth"),
         *("-----BEGIN CERTIFICATE-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END CERTIFICATE-----",),

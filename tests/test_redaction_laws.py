@@ -265,6 +265,7 @@ ATTACKS = (
         "xoxb-",
         "AKIA",
         "hf_",
+        "00 ",
         "sk-",
         "hvs.",
         "SG.",
@@ -353,9 +354,9 @@ ATTACKS = (
 def test_time_grows_no_faster_than_the_text(unit: str) -> None:
     """REDOS: eight times the text takes no more than three times eight times the time, with the cut out of the way."""
     redactor = Redactor(max_text=10**7)
-    small, large = (unit * (size // len(unit) + 1) for size in (6_000, 48_000))
+    small, large = ((unit * (size // len(unit) + 1))[:size] for size in (6_001, 48_007))
 
-    ratio = min(_seconds(redactor, large) / max(_seconds(redactor, small), 2e-4) for _ in range(3))
+    ratio = min(_seconds(redactor, large) / max(_seconds(redactor, small), 2e-3) for _ in range(3))
 
     assert ratio < 8 * 3
 

@@ -211,7 +211,8 @@ def _rest_of_line(text: str, at: int, before: str) -> int:
 
 def _words_of_line(text: str, at: int, named: re.Match[str]) -> int:
     """Return the end of a line of YAML, 'password: correct horse battery staple', or 0 where it is none."""
-    start = max(text.rfind("\n", 0, named.start()) + 1, named.start() - _DEEPEST_INDENT)
+    furthest = max(0, named.start() - _DEEPEST_INDENT)
+    start = max(text.rfind("\n", furthest, named.start()) + 1, furthest)
     if text[start : named.start()].strip(" -") or (named["slashes"] and start):
         return 0
     line = _WORDS.match(text, at)

@@ -30,7 +30,11 @@ _BARE: Final = (
     ("MAILCHIMP_KEY", "-us", re.compile(r"(?<![\w\-])[0-9a-f]{32}-us\d{1,2}(?![\w\-])")),
     ("MAILGUN_KEY", "-", re.compile(r"(?<![\w\-])[0-9a-f]{32}-[0-9a-f]{8}-[0-9a-f]{8}(?![\w\-])")),
     ("MAXMIND_KEY", "_mmk", re.compile(r"(?<![\w\-])[A-Za-z0-9]{6}_[A-Za-z0-9]{29}_mmk(?!\w)")),
-    ("OKTA_TOKEN", "00", re.compile(r"(?<![\w\-])00(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])[\w\-]{40}(?![\w\-])")),
+    (
+        "OKTA_TOKEN",
+        "00",
+        re.compile(r"(?<![\w\-])00(?=[\da-z_\-]{0,39}[A-Z])(?=[\dA-Z_\-]{0,39}[a-z])[\w\-]{40}(?![\w\-])"),
+    ),
     ("TWITTER_TOKEN", "AAAAAAAAAA", re.compile(r"(?<!\w)A{20,22}[A-Za-z0-9%]{60,120}(?!\w)")),
     ("DROPBOX_TOKEN", "AAAAAAAAAA", re.compile(r"(?<!\w)[\w\-]{11}AAAAAAAAAA[\w\-=]{43}(?!\w)")),
 )

@@ -212,24 +212,26 @@ def hide_tokens(text: str, hide: Hide) -> str:
     while (found := find(text, position)) is not None:
         start = found.start()
         kind, end = _token(text, start, found[0])
-        if end:
+        if kind:
             pieces += text[at:start], hide(kind, text[start:end])
             at = end
-        position = end or start + 1
+        position = end
     return "".join([*pieces, text[at:]]) if pieces else text
 
 
 def _token(text: str, start: int, prefix: str) -> tuple[str, int]:
-    """Return the type and the end of the token that starts here, or no end."""
-    if not begins(text, start):
-        return "", 0
-    while prefix:
+    """Return the type and the end of the token that starts here; no type, and where to go on, if there is none."""
+    further = start + 1
+    while prefix and begins(text, start):
         for kind, pattern in _patterns(prefix) if prefix in _BY_PREFIX else ():
             match = pattern.match(text, start)
-            if match is not None and _is_random(prefix, match[0][len(prefix) :]):
+            if match is None:
+                continue
+            if _is_random(prefix, match[0][len(prefix) :]):
                 return kind, start + len(match[0].rstrip("."))  # the end of a sentence
+            further = match.end()  # no token begins inside of words; to look at each again would take forever
         prefix = prefix[:-1]
-    return "", 0
+    return "", further
 
 
 def _is_random(prefix: str, tail: str) -> bool:
