@@ -225,3 +225,29 @@ def test_importing_configures_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout.strip() == "False []"
+
+
+async def test_the_lines_of_the_bus_are_redacted_before_any_processor_sees_them() -> None:
+    """RED-dlq/log: whoever logs in a way of their own gets no secret from the bus."""
+    written: list[dict[str, Any]] = []
+
+    def write(_logger: Any, _name: str, event_dict: Any) -> Any:
+        written.append(dict(event_dict))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[write], wrapper_class=structlog.BoundLogger)
+    token = "glpat-7Kd3Qa9Zx2Mf5Wb87Kd3"
+    with fail_after(10):
+        async with aperion.EventBus() as bus:
+
+            @bus.on("order.placed")
+            async def fail(_event: aperion.Event[Any]) -> None:
+                raise ValueError("password=hunter2")
+
+            await (await bus.emit("order.placed", {}, correlation_id=token)).settled()
+            with pytest.raises(aperion.ValidationError):
+                await bus.emit("password=hunter2", {})
+
+    assert {line["event"] for line in written} >= {"delivery failed", "event rejected"}
+    assert token not in str(written)
+    assert "hunter2" not in str(written)
