@@ -149,6 +149,7 @@ def test_a_form_is_found(text: str, kind: str) -> None:
         *("GB33BUKB20201555555556", "DE8937040044053201300", "XX33BUKB20201555555555", "AB12CDEF"),
         *("256.1.1.1", "1.2.3", "1.2.3.4.5", "v1.2.3.4", "version 1.2.3.4", "pkg==1.2.3.4", "Chrome/120.0.0.0"),
         *("upgraded from 1.2.3.4 to 1.2.3.5", "section 4.3.2.1", "libfoo-1.2.3.4.so", "firmware: 10.0.1.2"),
+        *("Mozilla/5.0 (Windows NT 6.1; rv:1.9.2.20) Gecko/20110803 Firefox/3.6",),
         *("12:34:56", "::", "a[::2]", "std::vector", "A::B", "Face::Bed", "gggg::1", "1:2:3", "00:01:02.345"),
         *("16:27:ac:a5:76:28:2d:36:63:1b:56:4d:eb:df:a6:48", "ZZ:ZZ:ZZ:ZZ:ZZ:ZZ", "00:1A:2B:3C:4D"),
         *("ff:3e:e0:98:4c:30:ce:2c:b5:63:b6:92:97:42:d7:",),

@@ -81,6 +81,7 @@ _OF_VERSIONS: Final = frozenset(
     [
         "v",
         "ver",
+        "rv",
         "vers",
         "version",
         "versions",

@@ -45,15 +45,18 @@ _IBAN_LENGTHS: Final = {
 
 # The beginnings of card numbers by length: ISO/IEC 7812 issuer ranges as the networks publish them.
 _VISA_MASTER = r"4|5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720"
-_OTHERS = r"220[0-4]|6011|64[4-9]|65|62|60|35|50|5[6-8]|63|67|81|82|9792|36"
+_OTHERS = (
+    r"220[0-4]|6011|64[4-9]|65|62|35|36|60[78]|508|81|82|9792"  # Mir, Discover, UnionPay, JCB, Diners, RuPay, Troy
+    r"|5018|5019|5020|5038|5893|6304|6759|676[1-3]|504|506|509|5612"  # Maestro, Dankort, Elo, Verve
+)
 _ISSUERS: Final = {
     13: re.compile("4"),
     14: re.compile(r"30[0-59]|3[689]"),
     15: re.compile(r"3[47]|1|2131|1800"),
     16: re.compile(f"{_VISA_MASTER}|{_OTHERS}"),
-    17: re.compile(r"62|6304|67"),
-    18: re.compile(r"62|6304|67|5[06-8]"),
-    19: re.compile(r"4|62|6304|67|5[06-8]|6011|64[4-9]|65|35(?:2[89]|[3-8])"),
+    17: re.compile(r"62|6304|6759|676[1-3]"),
+    18: re.compile(r"62|6304|6759|676[1-3]|50[12]|5893"),
+    19: re.compile(r"4|62|6304|6759|676[1-3]|50[12]|5893|6011|64[4-9]|65|35(?:2[89]|[3-8])"),
 }
 _EAN: Final = 13
 
