@@ -18,6 +18,7 @@ from aperion._runtime.redrive import Redriver
 from aperion._runtime.reporter import Reporter
 from aperion._runtime.stats import BusStats, Counters
 from aperion._streams import DEFAULT_BUFFER, EventStream, first
+from aperion.audit import AuditLog
 from aperion.context import current_event
 from aperion.deadletters import DeadLetterQueue
 from aperion.delivery import FailureReason, Outcomes, Receipt, positive
@@ -137,6 +138,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         self.metrics = metrics
         self.dead_letters = DeadLetterQueue() if dead_letter_queue is None else dead_letter_queue
         self.dead_letters.use_redactor(self.redactor)
+        if isinstance(audit, AuditLog):
+            audit.use_redactor(self.redactor)
         self.last_drain: DrainReport | None = None
         self._settings = Settings(
             max_concurrent_events=max_concurrent_events,
@@ -152,6 +155,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         )
         self._counters = Counters()
         self._bus_metrics = BusMetrics(metrics) if metrics is not None else None
+        if self._bus_metrics is not None and isinstance(self.redactor, Redactor):
+            self.redactor.report_to(self._bus_metrics.redacted)
         self._reporter = Reporter(audit, self._bus_metrics, self.dead_letters, self.redactor)
         self._runtime: Runtime | None = None
         self._threads: WorkerThreads | None = None  # those of the last run too: stuck ones outlive it

@@ -19,6 +19,7 @@ from aperion.errors import ConfigurationError, shown
 from aperion.protocols import MetricsBackend
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from aperion.delivery import FailureReason
@@ -58,6 +59,7 @@ INSTRUMENTS = (
     WAIT := Instrument("aperion_event_wait_seconds", "histogram", ("event_type",), "acceptance to first handler"),
     RETRIES := Instrument("aperion_retries_total", "counter", _WHOSE, "attempts scheduled after a failed one"),
     DEAD := Instrument("aperion_dead_letters_total", "counter", ("reason", "subscription"), "dead letters left"),
+    REDACTIONS := Instrument("aperion_redactions_total", "counter", ("type",), "values hidden, by type"),
     PENDING := Instrument("aperion_pending_events", "gauge", (), "events accepted and unsettled"),
     SUBSCRIPTIONS := Instrument("aperion_subscriptions", "gauge", (), "subscriptions that exist"),
 )
@@ -335,7 +337,7 @@ class BusMetrics:
     """
 
     # Mutable: errors and _next_line, under _lock.
-    __slots__ = ("_clock", "_lock", "_next_line", "_tell_by_kind", "backend", "errors")
+    __slots__ = ("__weakref__", "_clock", "_lock", "_next_line", "_tell_by_kind", "backend", "errors")
 
     def __init__(self, backend: MetricsBackend, *, clock: Callable[[], float] = monotonic) -> None:
         if isinstance(backend, type) or not isinstance(backend, MetricsBackend):
@@ -388,6 +390,11 @@ class BusMetrics:
     def dead_lettered(self, _event_type: str, subscription: str | None, reason: FailureReason) -> None:
         """Count a dead letter; one of a whole event has an empty subscription."""
         self._tell(DEAD, 1, reason.value, subscription or "")
+
+    def redacted(self, types: Counter[str]) -> None:
+        """Count what the redactor hid, by type; never a value."""
+        for kind, count in types.items():
+            self._tell(REDACTIONS, count, kind)
 
     def pending(self, count: int) -> None:
         """Tell how many events are accepted and unsettled."""

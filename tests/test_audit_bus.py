@@ -125,3 +125,14 @@ async def test_what_cannot_be_recorded_is_not_accepted(way: str) -> None:
         assert bus.stats().accepted == 4
 
     assert ran == log.taken
+
+
+async def test_the_log_hides_what_the_redactor_of_the_bus_hides(tmp_path: Path) -> None:
+    """RED-fields: unless it has a redactor of its own."""
+    ours, own = tmp_path / "ours.jsonl", tmp_path / "own.jsonl"
+    for log in (aperion.AuditLog(ours), aperion.AuditLog(own, redactor=aperion.Redactor())):
+        async with aperion.EventBus(audit=log, redactor=aperion.Redactor(redact_keys={"badge"})) as bus:
+            await bus.dispatch("door.opened", {"badge": "B-4711"})
+
+    assert "B-4711" not in ours.read_text()
+    assert "B-4711" in own.read_text()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -124,3 +126,17 @@ async def test_retries_and_redrives_are_counted_as_attempts() -> None:
     assert metrics.counter("aperion_deliveries_total", subscription="fails", outcome="failed") == 3
     assert metrics.counter("aperion_retries_total") == 2
     assert metrics.counter("aperion_dead_letters_total") == 1
+
+
+async def test_what_is_hidden_is_counted_by_type_and_by_every_bus_of_the_redactor(tmp_path: Path) -> None:
+    """MET-l..r: types are labels, values never are; a bus that is gone is told nothing."""
+    redactor, gone, metrics = aperion.Redactor(), InMemoryMetrics(), InMemoryMetrics()
+    EventBus(redactor=redactor, metrics=gone)
+    gc.collect()
+    async with EventBus(redactor=redactor, metrics=metrics, audit=aperion.AuditLog(tmp_path / "a.jsonl")) as bus:
+        await bus.dispatch("chat.sent", {"to": "ada@example.com, bob@example.com", "password": "x"})
+
+    assert metrics.counter("aperion_redactions_total", type="EMAIL") == 2
+    assert metrics.counter("aperion_redactions_total", type="KEY") == 1
+    assert gone.counter("aperion_redactions_total") == 0
+    assert "ada" not in json.dumps(metrics.snapshot())

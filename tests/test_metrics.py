@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -209,6 +210,7 @@ def everything() -> list[tuple[str, str, float, dict[str, str]]]:
     bus.begun("user.login", 0.25)
     bus.retried("user.login", "app.greet")
     bus.dead_lettered("user.login", "app.greet", FailureReason.HANDLER_ERROR)
+    bus.redacted(Counter({"EMAIL": 2}))
     bus.pending(1)
     bus.subscriptions(1)
     assert bus.errors == 0

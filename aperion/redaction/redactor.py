@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakMethod
 
 from aperion.errors import ConfigurationError
 from aperion.redaction.custom import compiled
@@ -19,7 +20,7 @@ from aperion.redaction.tracebacks import message_of, traceback_of
 from aperion.redaction.walk import Limits, Rules, Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 _NOTHING: Final[MappingProxyType[str, Any]] = MappingProxyType({})
 _TELLABLE: Final = (str, int, float, bytes)
@@ -67,7 +68,7 @@ class Redactor:
             that is no good, a mode without its key, or a limit that leaves nothing.
     """
 
-    __slots__ = ("_counts", "_key_modes", "_lock", "_max_text", "_modes", "_rules")
+    __slots__ = ("_counts", "_key_modes", "_listeners", "_lock", "_max_text", "_modes", "_rules")
 
     def __init__(  # noqa: PLR0913 - each is one thing that users ask of a redactor
         self,
@@ -99,6 +100,7 @@ class Redactor:
         self._modes = Modes(modes, key_modes, [*([key] if key else []), *previous_keys])
         self._counts: Counter[str] = Counter()
         self._lock = Lock()
+        self._listeners: tuple[WeakMethod[Callable[[Counter[str]], object]], ...] = ()
         self._max_text = max_text
         hides = _hides_nothing if KEY in shown else keys.hides
         text = TextRules(keys, max_text, self._modes, custom, shown)
@@ -189,6 +191,14 @@ class Redactor:
             if found:
                 self._count(found, None)
 
+    def report_to(self, listener: Callable[[Counter[str]], object]) -> None:
+        """Call a bound method with the counts by type whenever something was hidden.
+
+        It is called on the thread that redacts, right then, must not raise, and is held weakly.
+        """
+        living = (known for known in self._listeners if known() is not None)
+        self._listeners = (*living, WeakMethod(listener))
+
     def reveal(self, marker: str) -> str:
         """Return the value that a marker written in ``Mode.ENCRYPT`` holds.
 
@@ -214,6 +224,10 @@ class Redactor:
     def _count(self, found: list[str], report: Report | None) -> None:
         with self._lock:
             self._counts.update(found)
+        for known in self._listeners:
+            listener = known()
+            if listener is not None:
+                listener(Counter(found))
         if report is not None:
             report.update(found)
 
