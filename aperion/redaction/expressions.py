@@ -11,9 +11,9 @@ _OWNERS: Final = (
 )
 _TYPES: Final = (
     r"str|string|String|int|integer|Integer|bool|boolean|Boolean|bytes|float|number|object|any|Any|None|null|nil|void|char"
-    r"|text|varchar|undefined|True|true|False|false|SecretStr|StrictStr|Optional|List|Dict|Union|Literal|Mapping|Sequence"
+    r"|text|varchar|undefined|True|true|False|false|SecretStr|StrictStr|Optional|List|Dict|Union|Literal|Mapping|Sequence|dict|list|set|frozenset|tuple|type|callable|Callable|Iterable"
 )
-_PLACEHOLDER: Final = r"\$\{\{[^{}\n]{0,200}\}\}|\$?\{\{[^{}\n]{0,200}\}\}|\$\{[^{}\n]{0,200}\}|\$\(?[A-Za-z_]\w{0,100}\)?|<[A-Za-z][\w \-./]{0,60}>|%\([\w.]{1,60}\)[sdr]|%[sdr]|\{[A-Za-z_][\w.]{0,60}\}|\*{2,64}|\.{3,8}|[xX]{4,64}"
+_PLACEHOLDER: Final = r"\$\{\{[^{}\n]{0,200}\}\}|\$?\{\{[^{}\n]{0,200}\}\}|\$\{[^{}\n]{0,200}\}|\$\(?[A-Za-z_]\w{0,100}\)?|<[A-Za-z][\w \-./]{0,60}>|%\([\w.]{1,60}\)[sdr]|%[sdr]|\{[A-Za-z_][\w.]{0,60}\}|\*{2,64}|\.{3,8}|[xX]{4,64}|REDACTED"
 _END: Final = r"(?=[\s,;)\]}\"'`]|\Z)"
 
 _EXPRESSION = re.compile(

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.checks import is_cnpj, is_cpf, is_dni
+from aperion.redaction.expressions import is_placeholder
 from aperion.redaction.shapes import trie
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ def _means(kind: str, value: str) -> bool:
 def _password(found: re.Match[str], hide: Hide) -> str:
     group = next(name for name in ("quoted", "told", "random", "netrc") if found[name] is not None)
     value = found[group] if group == "quoted" else found[group].rstrip(".,;:!?)")
+    if is_placeholder(value) or value.startswith("$"):
+        return found[0]
     if group == "random" and not _MIXED.match(value):
         return found[0]
     if group in ("quoted", "told") and _LIKE_A_PASSWORD.fullmatch(value) is None:

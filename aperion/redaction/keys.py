@@ -50,7 +50,7 @@ _SUFFIXES: Final = _joined("""
     card pin, pin number, atm pin, user pin, pin code, totp seed, otp seed, sas url, sas uri
     email, e mail, email address, mail address, phone, phone number, phone no, phone num, mobile number
     mobile no, cell number, cellphone, telephone, telephone number, tel number, tel no, fax number, msisdn
-    contact number, whatsapp number, landline, landline number
+    contact number, whatsapp number, landline number
     date of birth, birth date, birthday, dob
     bank account, bank account number, account number, account no, acct number, acct no, iban
     routing number, routing no, aba number, sort code

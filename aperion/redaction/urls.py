@@ -71,7 +71,9 @@ def hide_in_urls(text: str, lowered: str, hide: Hide) -> str:
 
 
 def _without_signature(found: re.Match[str], hide: Hide) -> str:
-    if found["name"].lower().endswith("code") and _CODE.fullmatch(found["value"]) is None:
+    if found["value"] == "REDACTED" or (
+        found["name"].lower().endswith("code") and _CODE.fullmatch(found["value"]) is None
+    ):
         return found[0]
     return f"{found['name']}={hide('SIGNATURE', found['value'])}"
 
