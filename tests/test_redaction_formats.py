@@ -163,7 +163,7 @@ def test_a_form_is_found(text: str, kind: str) -> None:
         *("eyJhbGciOiJIUzI1NiJ9", "eyJ.a.b", "basic training", "Bearer of news", "the bearer must", "basic auth"),
         *("-----BEGIN CERTIFICATE-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END CERTIFICATE-----",),
         *("-----BEGIN PUBLIC KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END PUBLIC KEY-----",),
-        *("password: str", "token: str | None = None", "token: dict[str, Any]", "(pwd is $cwd)", "a?b=1&sig=REDACTED", "password = get_password()", "token = self.token", "cookies=cookies"),
+        *("password: str", "token: str | None = None", "token: dict[str, Any]", "email: Field required; password: Input should be a valid string", "(pwd is $cwd)", "a?b=1&sig=REDACTED", "password = get_password()", "token = self.token", "cookies=cookies"),
         *("password=${DB_PASSWORD}", "password: {{ db_password }}", "token: $TOKEN", "api_key=<your key>", "secret: ****"),
         *("password=null", "token = None", "password is required", "the password is incorrect", "forgot password?"),
         *("postgres://app:${PASSWORD}@db/users", "http://localhost:8080/a", "https://example.com:443/", "http://[::]/"),
