@@ -33,7 +33,9 @@ _PARAMETERS = re.compile(r"(?:digest|hawk|oauth|mac|hmac[\w\-]*|aws4-hmac-sha256
 _SCHEME = re.compile(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNORECASE)
 _WORDS_BEFORE = re.compile(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number
 _OPENING = re.compile(r"""[bBrRuUfF]{0,2}(?P<slashes>\\{0,8})(?P<quote>\"{3}|'{3}|["'`])""")
-_NOTHING = re.compile(r"(?:None|null|nil|undefined|\[[ ]?\]|\{[ ]?\}|\([ ]?\)|[\[{(](?=\s*[\ue000-\uf8ff]?\Z))(?![^\s,;&)\]}\"'`<\\])")
+_NOTHING = re.compile(
+    r"(?:None|null|nil|undefined|\[[ ]?\]|\{[ ]?\}|\([ ]?\)|[\[{(](?=\s*[\ue000-\uf8ff]?\Z))(?![^\s,;&)\]}\"'`<\\])"
+)
 _RULE = re.compile(  # how pydantic says what is wrong with a field; it quotes no value there
     r"Field required|(?:value|assertion) error(?=[;,.]|\Z)|Extra inputs are not permitted"
     r"|(?:Input|String|List|Tuple|Set|Dictionary|Data|Value|Decimal|Bytes|URL|UUID|Date|Datetime|Time|Object) should "
