@@ -1,0 +1,90 @@
+"""The hash chain: each record carries SHA-256 (FIPS 180-4) over the hash before it and its own bytes.
+
+A line of the log is ``{"v":1,"seq":N,`` + the record's own fields + ``,"hash":"…"}`` and a newline. The
+hash is that of the 64 hexadecimal digits of the hash before, followed by the line up to ``,"hash"``, so
+that a few lines of any language can check it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+VERSION: Final = 1
+"""Of the records' schema."""
+
+GENESIS: Final = "0" * 64
+"""Stands for the hash before the first record of a log."""
+
+TAIL_LENGTH: Final = len(',"hash":""}\n') + 64
+_HEAD: Final = b'{"v":%d,"seq":' % VERSION
+_SEALED: Final = re.compile(rb'\{"v":(\d+),"seq":(\d+),(.*),"hash":"([0-9a-f]{64})"\}\n?', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A place in the chain: the number of a record, and its hash."""
+
+    seq: int
+    hash: str
+
+
+START: Final = Link(0, GENESIS)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A line taken apart.
+
+    Args:
+        version: of its schema.
+        link: its number and the hash that it states.
+        body: its own fields, as they were handed to ``seal``.
+        signed: the bytes that go into the hash.
+    """
+
+    version: int
+    link: Link
+    body: bytes
+    signed: bytes
+
+    def follows(self, previous: str) -> bool:
+        """Tell whether its hash is that of its bytes after another record."""
+        return hashed(previous, self.signed) == self.link.hash
+
+
+def hashed(previous: str, signed: bytes) -> str:
+    """Return the hash of a record after another."""
+    return sha256(previous.encode("ascii") + signed).hexdigest()
+
+
+def seal(bodies: Iterable[bytes], after: Link) -> tuple[list[bytes], Link]:
+    """Return records as lines of the log, and the last of their links.
+
+    Args:
+        bodies: each an object of JSON and a newline.
+        after: the link before.
+    """
+    seq, previous = after.seq, after.hash.encode("ascii")
+    lines = []
+    for body in bodies:
+        seq += 1
+        signed = b"%b%d,%b" % (_HEAD, seq, body[1:-2])
+        previous = sha256(previous + signed).hexdigest().encode("ascii")
+        lines.append(b'%b,"hash":"%b"}\n' % (signed, previous))
+    return lines, Link(seq, previous.decode("ascii"))
+
+
+def opened(line: bytes) -> Sealed | None:
+    """Take a line apart; None for one that is no record of the chain."""
+    found = _SEALED.fullmatch(line)
+    if found is None:
+        return None
+    version, seq, fields, digest = found.groups()
+    signed = line[: found.end(3)]
+    return Sealed(int(version), Link(int(seq), digest.decode()), b"{%b}\n" % fields, signed)

@@ -1,0 +1,65 @@
+"""The files of a log: ``events.jsonl``, which is written, and those before it, ``events.000001.jsonl`` and on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+GZIP: Final = ".gz"
+ZSTD: Final = ".zst"
+_SUFFIXES: Final = ("", GZIP, ZSTD)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One file of a log.
+
+    Args:
+        path: of the file.
+        number: 1, 2, 3 … in the order written; None for the live file, which is the newest.
+        compression: ``""``, ``".gz"`` or ``".zst"``.
+    """
+
+    path: Path
+    number: int | None
+    compression: str = ""
+
+
+def sealed_path(log: Path, number: int) -> Path:
+    """Return the name that a file of the log gets when it is full: ``events.jsonl`` becomes ``events.000001.jsonl``."""
+    return log.with_name(f"{log.stem}.{number:06d}{log.suffix}")
+
+
+def index_path(log: Path, number: int) -> Path:
+    """Return where the index of a full file is: ``events.000001.jsonl.idx``, compressed or not."""
+    plain = sealed_path(log, number)
+    return plain.with_name(f"{plain.name}.idx")
+
+
+def sealed_segments(log: Path) -> list[Segment]:
+    """Return the full files of a log, oldest first.
+
+    One that is there plain and compressed is about to be compressed; the plain one is whole.
+    """
+    pattern = re.compile(rf"{re.escape(log.stem)}\.(\d{{6,}}){re.escape(log.suffix)}(\.gz|\.zst)?")
+    found: dict[int, Segment] = {}
+    try:
+        names = [entry.name for entry in log.parent.iterdir()]
+    except FileNotFoundError:
+        return []
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is not None and name != log.name:
+            number, compression = int(match[1]), match[2] or ""
+            known = found.get(number)
+            if known is None or _SUFFIXES.index(compression) < _SUFFIXES.index(known.compression):
+                found[number] = Segment(log.with_name(name), number, compression)
+    return [found[number] for number in sorted(found)]
+
+
+def segments(log: Path) -> list[Segment]:
+    """Return all files of a log, oldest first; the last is the live one, if there is one."""
+    live = [Segment(log, None)] if log.exists() else []
+    return [*sealed_segments(log), *live]
