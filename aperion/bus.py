@@ -250,8 +250,9 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
     ) -> Receipt:
         """Hand an event to the bus; return when it is accepted.
 
-        Waits only where the bus is full and its policy is ``BLOCK``; cancelling that wait leaves
-        nothing behind. Handlers run later; ``receipt.settled()`` waits for them.
+        Waits where the bus is full and its policy is ``BLOCK``; cancelling that wait leaves nothing
+        behind. Waits for the disk under an audit log with ``sync="disk"``; cancelling that drops the
+        event, and the log says so. Handlers run later; ``receipt.settled()`` waits for them.
 
         Args:
             event: a payload model, or an event type.
@@ -272,7 +273,9 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             return made
         receipt = runtime.try_accept(made)  # type: ignore[arg-type]  # what is no receipt is an event
         if receipt is None:
-            return await runtime.accept_when_free(made)  # type: ignore[arg-type]
+            receipt = await runtime.accept_when_free(made)  # type: ignore[arg-type]
+        if runtime.held:
+            await runtime.until_synced(receipt)
         return receipt
 
     @overload
@@ -289,6 +292,9 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         **details: Unpack[EventDetails],
     ) -> Receipt:
         """Do what ``emit`` does without ever waiting; takes the same arguments.
+
+        Not for the disk either: under ``sync="disk"`` the event is handled once the disk has its record,
+        and dropped visibly if the disk refuses it.
 
         Raises:
             BackpressureError: when the bus is full, under ``BLOCK`` too.
@@ -365,7 +371,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             _answer(done, error=error)
             return
         if receipt is not None:
-            _answer(done, receipt)
+            _answer_when_synced(runtime, receipt, done)
             return
         place = runtime.wait_for_place()
         place.add_done_callback(lambda _: self._accept_for_thread(runtime, event, place, done))  # type: ignore[arg-type]  # an event, or there was a receipt
@@ -388,7 +394,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         try:
             if error is not None:
                 raise error  # noqa: TRY301 - one place answers the thread
-            done.set_result(runtime.accept_reserved(event))
+            _answer_when_synced(runtime, runtime.accept_reserved(event), done)
         except BaseException as failure:  # noqa: BLE001 - raised in the thread that emits
             _answer(done, error=failure)
 
@@ -656,6 +662,16 @@ def _callables(name: str, given: Sequence[Any]) -> tuple[Any, ...]:
         if not callable(each):
             raise ConfigurationError(f"{name} holds {shown(each)}, which cannot be called; pass functions")
     return tuple(given)
+
+
+def _answer_when_synced(runtime: Runtime, receipt: Receipt, done: concurrent.futures.Future[Receipt]) -> None:
+    synced = runtime.held.get(receipt)
+    if synced is None:
+        _answer(done, receipt)
+        return
+    synced.add_done_callback(
+        lambda _: _answer(done, error=synced.exception()) if synced.exception() else _answer(done, receipt)
+    )
 
 
 def _answer(

@@ -80,7 +80,7 @@ class Execution:
         """Run every handler of an event in order; returns when each has an outcome or waits for a retry."""
         event = handed = receipt.event
         results = receipt.results = []
-        observes = self._reporter.observes
+        observes, tells = self._reporter.observes, self._reporter.tells_of_starts
         opaque = event._opaque
         current.set(event)
         receipt.started = monotonic()
@@ -92,6 +92,8 @@ class Execution:
             if current.get() is not handed:  # the handler before has changed it, or this one has a copy
                 current.set(handed)
             receipt.limit = subscription.timeout
+            if tells:
+                self._reporter.started(event, subscription, 1)
             try:
                 if subscription.run is None:
                     await subscription.handler(handed)
@@ -129,6 +131,8 @@ class Execution:
         current.set(handed)
         earlier = self._attempts(receipt, rerun.index)
         rerun.limit = subscription.timeout
+        if self._reporter.tells_of_starts:
+            self._reporter.started(receipt.event, subscription, rerun.attempt)
         rerun.started = monotonic()
         try:
             if not subscription.open:

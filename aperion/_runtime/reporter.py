@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from aperion._logs import logger as _log
+from aperion.audit import AuditLog, Sync
 from aperion.deadletters import letter_from
 from aperion.delivery import Attempt, DeadLetter, FailureReason, Outcome, OutcomeState
 from aperion.errors import AuditUnavailable, NotDeliveredError, SerializationError, ThreadsExhaustedError
@@ -26,7 +27,10 @@ class Reporter:
     """The edges of one bus. Only ``accepted`` raises: what has happened cannot be refused any more."""
 
     # Mutable: the counters, and ``system``, which the runtime sets: how a system event is emitted.
-    __slots__ = ("audit", "audit_failures", "dead_letters", "metrics", "observes", "redactor", "system")
+    __slots__ = (
+        *("audit", "audit_failures", "dead_letters", "metrics", "observes", "redactor", "system"),
+        *("tells_of_starts", "when_synced"),
+    )
 
     def __init__(
         self,
@@ -41,6 +45,8 @@ class Reporter:
         self.redactor = redactor
         self.audit_failures = 0
         self.observes = audit is not None or metrics is not None
+        self.tells_of_starts = isinstance(audit, AuditLog) and audit.wants("handler_started")
+        self.when_synced = audit.when_synced if isinstance(audit, AuditLog) and audit.sync is Sync.DISK else None
         self.system: Callable[[str, Mapping[str, Any], Event[Any] | None], None] = _nobody
 
     def accepted(self, event: Event[Any], pending: int) -> None:
@@ -64,6 +70,10 @@ class Reporter:
         """Tell how many seconds an event waited for its handlers."""
         if self.metrics is not None:
             self.metrics.begun(event.event_type, waited)
+
+    def started(self, event: Event[Any], subscription: Subscription, attempt: int) -> None:
+        """Record that a handler starts; called where somebody wants to know."""
+        self.noted("handler_started", event, {"subscription": subscription.name, "attempt": attempt})
 
     def ended(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
         """Record how one attempt ended; called where somebody observes."""

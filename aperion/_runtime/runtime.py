@@ -107,6 +107,8 @@ class Runtime:
         self.counters = counters
         self.reporter = reporter
         self._observes = reporter.observes
+        self._when_synced = reporter.when_synced
+        self.held: dict[Receipt, asyncio.Future[None]] = {}  # accepted, and not on the disk yet
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
         self.state = BusState.STOPPED
@@ -210,10 +212,36 @@ class Runtime:
         receipt = self._enter(event)
         if self._observes:
             receipt.started = monotonic()
+        if self._when_synced is not None and (synced := self._when_synced()) is not None:
+            self.held[receipt] = synced
+            synced.add_done_callback(lambda _: self._let_go(receipt, synced))
+            return receipt
         self._backlog.add(receipt)
         if not self._awake:
             self._wake()
         return receipt
+
+    def _let_go(self, receipt: Receipt, synced: asyncio.Future[None]) -> None:
+        """Hand an event on whose record the disk has now, or drop it where the disk has refused."""
+        del self.held[receipt]
+        if synced.cancelled():
+            self._drop_held(receipt, "cancelled")
+        elif synced.exception() is not None or self.state is BusState.STOPPED:
+            self._drop_held(receipt, "audit_unavailable")
+        else:
+            self._backlog.add(receipt)
+            if not self._awake:
+                self._wake()
+
+    async def until_synced(self, receipt: Receipt) -> None:
+        """Wait until the disk has the record of an event; cancelling the wait drops the event.
+
+        Raises:
+            AuditUnavailable: when the disk has refused; the event is dropped.
+        """
+        synced = self.held.get(receipt)
+        if synced is not None:
+            await synced
 
     def _enter(self, event: Event[Any]) -> Receipt:
         if self._observes:
@@ -241,7 +269,7 @@ class Runtime:
         oldest = self._backlog.pop_oldest() if policy is OverflowPolicy.DROP_OLDEST else None
         if oldest is None:
             return self.drop(event, policy.value)
-        self._drop_accepted(oldest)
+        self._drop_accepted(oldest, policy.value)
         return self._accept(event)
 
     def drop(self, event: Event[Any], policy: str) -> Receipt:
@@ -252,10 +280,16 @@ class Runtime:
         self.reporter.dropped(event, policy)
         return receipt
 
-    def _drop_accepted(self, receipt: Receipt) -> None:
+    def _drop_accepted(self, receipt: Receipt, policy: str) -> None:
         self._forget_accepted(receipt)
         self._follow_up(receipt)
-        self.reporter.dropped(receipt.event, OverflowPolicy.DROP_OLDEST.value)
+        self.reporter.dropped(receipt.event, policy)
+
+    def _drop_held(self, receipt: Receipt, policy: str) -> None:
+        """Drop an event that has not come into the queue."""
+        self._forget_accepted(receipt)
+        self._follow_up_without_key()
+        self.reporter.dropped(receipt.event, policy)
 
     def _use_place(self) -> None:
         """Give a reserved place back, to take it as an event at once: nothing comes in between."""
@@ -293,6 +327,8 @@ class Runtime:
             self._let_next_in()
             raise
         receipt.begun = True
+        if self._when_synced is not None and (synced := self._when_synced()) is not None:
+            await self._synced_here(receipt, synced)
         if event.key is not None:
             await self._turn(receipt)
         receipt.plan = self._resolve(event.event_type)
@@ -308,6 +344,13 @@ class Runtime:
             await receipt.settled()
         return receipt
 
+    async def _synced_here(self, receipt: Receipt, synced: asyncio.Future[None]) -> None:
+        try:
+            await synced
+        except BaseException:
+            self._drop_held(receipt, "cancelled" if synced.cancelled() else "audit_unavailable")
+            raise
+
     def _enters(self, event: Event[Any]) -> bool:
         """Tell whether ``dispatch`` may go on now, or has to wait for a place."""
         self._check_open(event)
@@ -318,7 +361,7 @@ class Runtime:
         oldest = self._backlog.pop_oldest()
         if oldest is None:
             raise BackpressureError(self._limit)  # dispatch has no outcome to return for what was dropped
-        self._drop_accepted(oldest)
+        self._drop_accepted(oldest, OverflowPolicy.DROP_OLDEST.value)
         return True
 
     async def rerun_here(self, receipt: Receipt, rerun: Rerun) -> Outcome:

@@ -80,6 +80,11 @@ def seal(bodies: Iterable[bytes], after: Link) -> tuple[list[bytes], Link]:
     return lines, Link(seq, previous.decode("ascii"))
 
 
+def sealed_length(body: bytes, seq: int) -> int:
+    """Return how long a record is as a line of the log."""
+    return len(_HEAD) + len(str(seq)) + len(",") + len(body) - len("{}\n") + TAIL_LENGTH
+
+
 def opened(line: bytes) -> Sealed | None:
     """Take a line apart; None for one that is no record of the chain."""
     found = _SEALED.fullmatch(line)

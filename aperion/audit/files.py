@@ -1,16 +1,15 @@
-"""The log file: opened so that nobody is fooled, appended to, and mended where a line was torn."""
+"""The files below the log: opened so that nobody is fooled, appended to, cut and synchronised."""
 
 from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from aperion.audit.record import about_log
 from aperion.errors import AuditUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
 Identity: TypeAlias = tuple[int, int]
@@ -29,28 +28,19 @@ class LogFile:
         OSError: when it cannot be opened.
     """
 
-    # Mutable: the descriptor, and which file it is, by reopen.
     __slots__ = ("_fd", "identity", "path")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd, self.identity = _opened(path)
 
-    def write(self, pieces: Sequence[Any]) -> int:
+    def write(self, content: bytes | memoryview) -> int:
         """Append, and return how many bytes were written, which may be fewer.
 
         Raises:
             OSError: when the system refuses.
         """
-        return os.writev(self._fd, pieces)
-
-    def note(self, detail: Mapping[str, Any]) -> None:
-        """Append a line about the log itself.
-
-        Raises:
-            OSError: when the system refuses.
-        """
-        self.write_all(about_log(detail))
+        return os.write(self._fd, content)
 
     def write_all(self, content: bytes) -> None:
         """Append all of it.
@@ -58,7 +48,18 @@ class LogFile:
         Raises:
             OSError: when the system refuses; a part may be written.
         """
-        _write_all(self._fd, content)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self.write(rest) :]
+
+    def sync(self) -> None:
+        """Wait until the device has what was written.
+
+        Raises:
+            OSError: when it does not; the system then forgets what it could not write (fsyncgate, 2018),
+                so that asking again would say yes to what is lost.
+        """
+        os.fdatasync(self._fd)
 
     @property
     def size(self) -> int:
@@ -69,6 +70,10 @@ class LogFile:
         """Return what stands there."""
         return os.pread(self._fd, most, offset)
 
+    def cut(self, size: int) -> None:
+        """Take away what stands behind an offset."""
+        os.ftruncate(self._fd, size)
+
     def moved(self) -> bool:
         """Tell whether another file, or none, has the path now."""
         try:
@@ -77,76 +82,53 @@ class LogFile:
             return True
         return (there.st_dev, there.st_ino) != self.identity
 
-    def reopen(self) -> None:
-        """Open what has the path now, or a new file; the folder is not made: it may be a volume that is away.
-
-        Raises:
-            AuditUnavailable: when the path leads to anything but a regular file.
-            OSError: when it cannot be opened.
-        """
-        fd, identity = _opened(self.path)
-        os.close(self._fd)
-        self._fd, self.identity = fd, identity
-
-    def mend(self) -> None:
-        """Set aside a last line without an end, so that the next one is not glued to it.
-
-        Raises:
-            OSError: when the system refuses.
-        """
-        end = self.size
-        start = end
+    def last_line_end(self) -> int:
+        """Return the offset behind the last newline."""
+        start = end = self.size
         while start > 0:
             start = max(end - _BLOCK, 0)
             block = self.read(start, end - start)
             if b"\n" in block:
-                start += block.rindex(b"\n") + 1
-                break
+                return start + block.rindex(b"\n") + 1
             end = start
-        self.set_aside(start)
+        return 0
 
-    def set_aside(self, offset: int) -> None:
-        """Move what stands behind an offset to ``<path>.torn``, and note it; nothing is thrown away.
-
-        Raises:
-            OSError: when the system refuses; what was moved may then stand in both files.
-        """
-        size = self.size
-        if offset < size:
-            self._keep(self.read(at, _BLOCK) for at in range(offset, size, _BLOCK))
-            os.ftruncate(self._fd, offset)
-            self.note({"torn_bytes": size - offset, "moved_to": self._aside.name})
-
-    def keep_aside(self, content: bytes) -> None:
-        """Append to ``<path>.torn`` what has no place in a log, and note it.
+    def keep_aside(self, blocks: Iterable[bytes]) -> str:
+        """Append to ``<path>.torn`` what has no place in a log, and return the name of that file.
 
         Raises:
             OSError: when the system refuses.
         """
-        self._keep([content])
-        self.note({"torn_bytes": len(content), "moved_to": self._aside.name})
-
-    @property
-    def _aside(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.torn")
-
-    def _keep(self, blocks: Iterable[bytes]) -> None:
-        fd, _ = _opened(self._aside)
+        aside = LogFile(self.path.with_name(f"{self.path.name}.torn"))
         try:
             for block in (*blocks, b"\n"):
-                _write_all(fd, block)
+                aside.write_all(block)
         finally:
-            os.close(fd)
+            aside.close()
+        return aside.path.name
+
+    def blocks(self, start: int) -> Iterable[bytes]:
+        """Read from an offset to the end."""
+        while block := self.read(start, _BLOCK):
+            yield block
+            start += len(block)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
 
 
-def _write_all(fd: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
+def sync_folder(path: Path) -> None:
+    """Wait until the device knows the names in a folder: those of new and renamed files.
+
+    Raises:
+        OSError: when the system refuses.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _opened(path: Path) -> tuple[int, Identity]:

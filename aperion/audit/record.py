@@ -1,4 +1,4 @@
-"""Turn events and outcomes into lines of plain ASCII; nothing here waits, and nothing raises."""
+"""Turn events and outcomes into lines of plain ASCII, ready for the chain; nothing here waits, and nothing raises."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _LONGEST_NUMBER = 14_000
 _LONGEST_CUT = 256
 
 
-def accepted(seq: int, event: Event[Any], redactor: Redactor) -> bytes:
+def accepted(event: Event[Any], redactor: Redactor) -> bytes:
     """Return the line for an event that was accepted, its payload redacted."""
-    fields = _envelope(seq, "accepted", event, redactor)
+    fields = _envelope("accepted", event, redactor)
     if event.headers:
         fields["headers"] = _redacted(redactor.redact, event.headers)
     if type(redactor) is not Redactor:
@@ -59,9 +59,9 @@ class _Found(list[str]):
         self.extend(types)
 
 
-def ended(seq: int, event: Event[Any], outcome: Outcome, redactor: Redactor) -> bytes:
+def ended(event: Event[Any], outcome: Outcome, redactor: Redactor) -> bytes:
     """Return the line for the end of a delivery, or of one attempt of it."""
-    fields = _envelope(seq, "outcome", event, redactor)
+    fields = _envelope("outcome", event, redactor)
     fields["subscription"] = outcome.subscription
     attempts = outcome.attempts
     if attempts:
@@ -79,21 +79,26 @@ def _message(of: tuple[Redactor, BaseException]) -> str:
     return redactor.redact_exception(error)[0]
 
 
-def noted(seq: int, kind: str, event: Event[Any], detail: Mapping[str, Any], redactor: Redactor) -> bytes:
+def noted(kind: str, event: Event[Any], detail: Mapping[str, Any], redactor: Redactor) -> bytes:
     """Return the line for whatever else happened to an event."""
-    fields = _envelope(seq, kind, event, redactor)
+    fields = _envelope(kind, event, redactor)
     if detail:
         fields["detail"] = _redacted(redactor.redact, detail)
     return line(fields)
 
 
-def about_log(detail: Mapping[str, Any]) -> bytes:
-    """Return the line for what happened to the log itself; it has no ``seq``, and belongs to no event."""
-    return line({"time": time_ns(), "kind": "log", "detail": detail})
+def about_log(kind: str, detail: Mapping[str, Any]) -> bytes:
+    """Return the line for what happened to the log itself; it belongs to no event."""
+    return line({"time": time_ns(), "kind": kind, "detail": detail})
 
 
-def _envelope(seq: int, kind: str, event: Event[Any], redactor: Redactor) -> dict[str, Any]:
-    fields: dict[str, Any] = {"seq": seq, "time": time_ns(), "kind": kind}
+def segment(log: str, number: int, previous: str) -> bytes:
+    """Return the line that begins a file: of which log, the how many-th, and the hash of the record before."""
+    return line({"time": time_ns(), "kind": "segment", "log": log, "segment": number, "previous": previous})
+
+
+def _envelope(kind: str, event: Event[Any], redactor: Redactor) -> dict[str, Any]:
+    fields: dict[str, Any] = {"time": time_ns(), "kind": kind}
     fields["event_id"] = event_id = event.event_id
     fields["type"] = event.event_type
     if event.key is not None:

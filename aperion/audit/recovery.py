@@ -2,57 +2,128 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import orjson
 
-from aperion.audit.ring import aim, leftover
+from aperion.audit.chain import opened, seal
+from aperion.audit.ring import leftover
+from aperion.audit.segments import sealed_segments
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from aperion.audit.files import LogFile
-    from aperion.audit.ring import Leftover
+    from aperion.audit.live import Live
+    from aperion.audit.ring import Leftover, Missed, Place
 
 
-def recover(ring: Path, fd: int, file: LogFile) -> int:
-    """Write into the log what the ring holds and the log lacks, and return how many lines that were.
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """How the process before ended.
+
+    Args:
+        clean: whether it closed the log.
+        records: of its ring, that the log lacked.
+    """
+
+    clean: bool
+    records: int
+
+
+def recover(ring: Path, fd: int, live: Live) -> Recovered:
+    """Write into the log what the ring holds and the log lacks.
 
     The ring stays as it is, so that this can be cut short anywhere and done again.
 
     Args:
         ring: the path of the ring.
         fd: the ring, locked.
-        file: the log.
+        live: the log, opened and at its end.
 
     Raises:
         AuditUnavailable: when the file is no ring of ours.
         OSError: when the system refuses to write; nothing is lost.
     """
-    left = leftover(fd, ring, file.path)
-    if left is None or not left.content:
-        file.mend()
-        return 0
-    left, bad = _sorted(left)
-    if left.log != file.identity or left.offset > file.size:  # moved away, or cut, since
-        left = _anew(fd, file, left)
-    rest = _missing(file, left)
-    file.write_all(rest)
-    file.mend()
+    left = leftover(fd, ring, live.path)
+    torn = live.resume()
+    lost = _continue_after(left.place, live) if left is not None else 0
+    good, bad = _missing(left, live) if left is not None else ([], [])
+    aside = _clear(live, torn, good)
+    if not live.first:
+        live.begin()
+    if good:
+        live.append(good)
+    if aside is not None:
+        live.note("log", {"torn_bytes": len(torn), "moved_to": aside})
     if bad:
-        file.keep_aside(bad)
-    return rest.count(b"\n")
+        live.note("log", {"torn_bytes": sum(map(len, bad)), "moved_to": live.file.keep_aside(bad)})
+    if lost:
+        live.note("gap", {"missing": lost, "reason": "the file is shorter than it was when the process ended"})
+    if left is not None and left.missed is not None:
+        live.note("gap", gap(left.missed))
+    return Recovered(left is None, len(good))
 
 
-def _sorted(left: Leftover) -> tuple[Leftover, bytes]:
-    """Take out what is no record: after a power cut, the head may be on the disk and a line not."""
+def gap(missed: Missed) -> dict[str, object]:
+    """Return what a ``gap`` record says of records that could not be taken."""
+    reason = "the log could not be written"
+    return {"missing": missed.count, "from": missed.since, "to": missed.until, "reason": reason}
+
+
+def _continue_after(place: Place, live: Live) -> int:
+    """Let the chain go on where the process left it, and return how many of its records are not there any more."""
+    lost = place.link.seq - live.link.seq
+    if lost <= 0:
+        return 0
+    if live.file.identity == place.file or _sealed_file(place, live) is not None:
+        return lost  # the end of the file is gone: a power cut, or somebody cut it
+    live.link, live.first = place.link, 0  # the file was moved away, to where its records still are
+    return 0
+
+
+def _sealed_file(place: Place, live: Live) -> Path | None:
+    for segment in sealed_segments(live.path)[-2:]:
+        found = segment.path.stat()
+        if (found.st_dev, found.st_ino) == place.file:
+            return segment.path
+    return None
+
+
+def _missing(left: Leftover, live: Live) -> tuple[list[bytes], list[bytes]]:
+    """Return the lines of the ring that the log lacks, and what is no record.
+
+    After a power cut the head may be on the disk and a line not, or an older head and newer lines.
+    """
     lines = left.content.splitlines(keepends=True)
-    bad = [line for line in lines if not _is_record(line)]
-    if not bad:
-        return left, b""
-    good = b"".join(line for line in lines if _is_record(line))
-    return dataclasses.replace(left, content=good), b"".join(bad)
+    good = [line for line in lines if _is_record(line)]
+    known = {_digest(body) for body in _bodies(left.place, live)} if good else set()
+    return [line for line in good if _digest(line) not in known], [line for line in lines if not _is_record(line)]
+
+
+def _bodies(place: Place, live: Live) -> Iterator[bytes]:
+    """Yield the records that came into the log after a place."""
+    sealed = _sealed_file(place, live)
+    if sealed is not None:
+        with sealed.open("rb") as file:
+            file.seek(place.size)
+            yield from _newer(file, place.link.seq)
+    with live.path.open("rb") as file:
+        file.seek(min(place.size, live.size) if live.file.identity == place.file else 0)
+        yield from _newer(file, place.link.seq)
+
+
+def _newer(lines: Iterator[bytes] | object, seq: int) -> Iterator[bytes]:
+    for line in lines:  # type: ignore[attr-defined]  # a file opened for reading
+        sealed = opened(line)
+        if sealed is not None and sealed.link.seq > seq:
+            yield sealed.body
+
+
+def _digest(body: bytes) -> bytes:
+    return blake2b(body, digest_size=16).digest()
 
 
 def _is_record(line: bytes) -> bool:
@@ -62,18 +133,11 @@ def _is_record(line: bytes) -> bool:
         return False
 
 
-def _anew(fd: int, file: LogFile, left: Leftover) -> Leftover:
-    """Let the content belong to the end of the file that is there now."""
-    file.mend()
-    offset = file.size
-    aim(fd, file.identity, offset - left.tail)
-    return dataclasses.replace(left, log=file.identity, offset=offset)
-
-
-def _missing(file: LogFile, left: Leftover) -> bytes:
-    """Return the part of the content that the log lacks, after setting aside what stands in its way."""
-    there = file.read(left.offset, len(left.content))
-    if left.content.startswith(there):  # a batch that was cut short, or whole but not yet accounted for
-        return left.content[len(there) :]
-    file.set_aside(left.offset)
-    return left.content
+def _clear(live: Live, torn: bytes, following: list[bytes]) -> str | None:
+    """Take a last line without an end away; return the name of the file that keeps it, unless it comes again whole."""
+    if not torn:
+        return None
+    expected = b"".join(seal(following, live.link)[0])
+    name = None if expected.startswith(torn) else live.file.keep_aside([torn])
+    live.file.cut(live.size)
+    return name

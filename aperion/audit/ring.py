@@ -1,9 +1,9 @@
 """The ring: a bounded buffer in shared memory, whose content outlives the process that filled it.
 
 Positions count the bytes that ever went through, so that they only grow: what lies between ``tail``
-and ``head`` is not in the log yet, and position ``p`` of the ring belongs at ``origin + p`` of the log
-file. Each is one aligned 8-byte store, which no kill can tear; the bytes of a line are stored before
-the head that makes them count.
+and ``head`` is not in the log yet. ``head`` is one aligned 8-byte store, which no kill can tear; the
+bytes of a line are stored before the head that makes them count. Where the log ended when ``tail`` was
+reached is told by one of two slots: the other one is filled first, and then one store selects it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from aperion.audit.chain import Link
 from aperion.errors import AuditUnavailable
 
 if TYPE_CHECKING:
@@ -27,13 +28,33 @@ if TYPE_CHECKING:
 
 HEADER: Final = 4096
 _MAGIC: Final = int.from_bytes(b"AperRing", sys.byteorder)
-_VERSION: Final = 1
-_WORDS: Final = struct.Struct("=17Q")
-_WRAP: Final = 2**64
+_VERSION: Final = 2
+_WORDS: Final = struct.Struct("=64Q")
+_SLOT: Final = struct.Struct("=5Q32s")
+"""tail; device, inode and size of the file; number and hash of the last record."""
 
-# Words of the header, 8 bytes each; head and tail are written by two threads, so each has a cache line.
-_AT_MAGIC, _AT_VERSION, _AT_CAPACITY, _AT_PID, _AT_DEVICE, _AT_INODE, _AT_ORIGIN = range(7)
-_AT_HEAD, _AT_TAIL = 8, 16
+# Words of the header, 8 bytes each; what two threads write has a cache line for each of them.
+_AT_MAGIC, _AT_VERSION, _AT_CAPACITY, _AT_PID = range(4)
+_AT_HEAD, _AT_MISSED, _AT_MISSED_FROM, _AT_MISSED_TO = 8, 9, 10, 11
+_AT_SELECTED, _AT_SLOTS = 16, (24, 40)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a log ended: in which file, how long that was, and the last record of the chain."""
+
+    file: Identity
+    size: int
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Records that could not be taken: how many, and from when to when, in nanoseconds since the epoch."""
+
+    count: int
+    since: int
+    until: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +62,14 @@ class Leftover:
     """What a ring held when its process ended: lines that the log may lack.
 
     Args:
-        log: which file the log was; None when the process was about to begin another one.
-        offset: where in that file the content belongs.
-        tail: where in the ring it begins.
+        place: where the log ended before them.
         content: whole lines.
+        missed: what the process could not even put there.
     """
 
-    log: Identity | None
-    offset: int
-    tail: int
+    place: Place
     content: bytes
+    missed: Missed | None
 
 
 def lock(path: Path, log: Path) -> int:
@@ -96,19 +115,17 @@ def leftover(fd: int, path: Path, log: Path) -> Leftover | None:
     words, size = _header(fd), os.fstat(fd).st_size
     if words[_AT_MAGIC] == 0:
         return None
-    head, tail, capacity = words[_AT_HEAD], words[_AT_TAIL], words[_AT_CAPACITY]
     if (words[_AT_MAGIC], words[_AT_VERSION]) != (_MAGIC, _VERSION):
         raise AuditUnavailable(log, f"{path} is no ring of this version of aperion; move it away, or use another path")
+    head, capacity = words[_AT_HEAD], words[_AT_CAPACITY]
+    at = 8 * _AT_SLOTS[words[_AT_SELECTED] % 2]
+    tail, device, inode, length, seq, digest = _SLOT.unpack(os.pread(fd, _SLOT.size, at))
     if size != HEADER + capacity or not 0 <= head - tail <= capacity:
         raise AuditUnavailable(log, f"the ring {path} is damaged; move it away, what it holds can be read as text")
-    identity = (words[_AT_DEVICE], words[_AT_INODE]) if words[_AT_INODE] else None
-    return Leftover(identity, (words[_AT_ORIGIN] + tail) % _WRAP, tail, _content(fd, capacity, tail, head))
-
-
-def aim(fd: int, log: Identity, origin: int) -> None:
-    """Say in the header of a leftover where its content now belongs, as ``Ring.aim`` does."""
-    for at, value in ((_AT_INODE, 0), (_AT_ORIGIN, origin), (_AT_DEVICE, log[0]), (_AT_INODE, log[1])):
-        os.pwrite(fd, struct.pack("=Q", value % _WRAP), 8 * at)
+    count, since, until = words[_AT_MISSED : _AT_MISSED_TO + 1]
+    missed = Missed(count, since, until) if count else None
+    place = Place((device, inode), length, Link(seq, digest.hex()))
+    return Leftover(place, _content(fd, capacity, tail, head), missed)
 
 
 def _header(fd: int) -> tuple[int, ...]:
@@ -116,6 +133,8 @@ def _header(fd: int) -> tuple[int, ...]:
 
 
 def _content(fd: int, capacity: int, tail: int, head: int) -> bytes:
+    if head == tail:
+        return b""
     start = tail % capacity
     first = min(head - tail, capacity - start)
     return os.pread(fd, first, HEADER + start) + os.pread(fd, head - tail - first, HEADER)
@@ -128,33 +147,35 @@ class Ring:
         path: its file.
         fd: that file, locked; what it held is lost.
         capacity: bytes.
-        log: the file that the content belongs to.
-        size: of that file: where the first line belongs.
+        place: where the log ends, which the first line continues.
+        shared: whether it outlives the process; otherwise the file is a mere lock.
 
     Raises:
         OSError: when the disk has no room for it.
     """
 
-    # Mutable: head by the thread that puts; written, tail, mark, origin and log by the one that takes.
+    # Mutable: head by the thread that puts; tail, mark and place by the one that takes.
     # The mapping is replaced by the thread that puts, while nothing is in the ring.
     __slots__ = (
-        *("_fd", "_map", "_spare", "_words", "beyond", "capacity", "head", "log", "mark", "origin"),
-        *("_swap", "path", "tail", "written"),
+        *("_fd", "_map", "_shared", "_spare", "_swap", "_words"),
+        *("beyond", "capacity", "head", "mark", "path", "place", "tail"),
     )
 
-    def __init__(self, path: Path, fd: int, capacity: int, log: Identity, size: int) -> None:
+    def __init__(self, path: Path, fd: int, capacity: int, place: Place, *, shared: bool = True) -> None:
         self.path = path
         self.capacity = capacity
-        self.head = self.written = self.tail = 0
+        self.head = self.tail = 0
         self.mark = -1  # beyond asks first
         self.beyond: Callable[[int], None] = _nowhere
-        self.log = log
-        self.origin = size
+        self.place = place
         self._fd = fd
+        self._shared = shared
         self._spare: tuple[int, mmap.mmap] | None = None
         self._swap = threading.Lock()
-        self._map = _mapped(fd, path, capacity)
+        self._map = self._mapped(fd)
         self._words = self._begun()
+
+    # On the thread that puts
 
     def put(self, line: bytes) -> None:
         """Append a line; when this returns, the line survives the process.
@@ -178,52 +199,56 @@ class Ring:
         self._map[start:] = line[:first]
         self._map[HEADER : HEADER + len(line) - first] = line[first:]
 
-    def pending(self, most: int) -> list[memoryview]:
-        """Return the oldest unwritten bytes, in one piece or, where they pass the end, in two."""
-        size = min(self.head - self.written, most)
-        start = self.written % self.capacity
-        first = min(size, self.capacity - start)
-        view = memoryview(self._map)[HEADER:]
-        pieces = (view[start : start + first], view[: size - first])
-        return [piece for piece in pieces if piece]
+    def miss(self, missed: Missed | None) -> None:
+        """Keep in mind what could not be put, for the next start."""
+        words = self._words
+        words[_AT_MISSED] = 0
+        if missed is not None:
+            words[_AT_MISSED_FROM], words[_AT_MISSED_TO] = missed.since, missed.until
+            words[_AT_MISSED] = missed.count
+
+    # On the thread that takes
+
+    def oldest(self, most: int) -> list[bytes]:
+        """Return the oldest lines, about so many bytes of them, one at least where there is any."""
+        tail, size = self.tail, self.head - self.tail
+        content = self._bytes(tail, min(size, most))
+        if size > most and not content.endswith(b"\n"):
+            end = content.rfind(b"\n") + 1
+            content = content[:end] if end else self._bytes(tail, self._line_end(tail, size))
+        return content.splitlines(keepends=True)
+
+    def _line_end(self, tail: int, size: int) -> int:
+        return self._bytes(tail, size).index(b"\n") + 1
+
+    def _bytes(self, position: int, size: int) -> bytes:
+        start = HEADER + position % self.capacity
+        first = min(size, HEADER + self.capacity - start)
+        return self._map[start : start + first] + self._map[HEADER : HEADER + size - first]
 
     def lines(self) -> int:
-        """Count the lines that are not in the log, or only in part."""
-        return sum(bytes(piece).count(b"\n") for piece in self.pending(self.capacity))
+        """Count the lines that are not in the log."""
+        return self._bytes(self.tail, self.head - self.tail).count(b"\n")
 
-    def advance(self, size: int) -> None:
-        """Give back the room of the lines that are in the log now.
+    def commit(self, size: int, place: Place) -> None:
+        """Give back the room of lines that are in the log now, which ends there.
 
-        The tail stays in front of a line that was written in part: the log may be another file before
-        the rest follows, and then the line is written there as a whole.
+        Args:
+            size: bytes of the ring; none where the log went on by itself.
+            place: the new end of the log.
         """
-        self.written += size
-        tail = self.written if self.written == self.head else self._last_line_end()
-        self._words[_AT_TAIL] = tail
-        self.tail = tail
+        tail = self.tail + size
+        self.place = place
+        with self._swap:
+            self._select(self._map, self._words, tail)
+            self.tail = tail
 
-    def _last_line_end(self) -> int:
-        """Return the position behind the last newline that was written; the tail where there is none."""
-        size, stop = self.written - self.tail, HEADER + self.written % self.capacity
-        found = self._map.rfind(b"\n", max(stop - size, HEADER), stop)
-        if found >= 0:
-            return self.written - (stop - found - 1)
-        before = size - (stop - HEADER)  # bytes at the end of the ring, written before those at its beginning
-        end = HEADER + self.capacity
-        found = self._map.rfind(b"\n", end - before, end) if before > 0 else -1
-        return self.tail if found < 0 else self.written - (stop - HEADER) - (end - found - 1)
-
-    def aim(self, log: Identity, size: int) -> None:
-        """Say that the content belongs to another file, from its end on.
-
-        Before the first byte is written there: between the stores no file is named, so that a process
-        killed in between leaves a ring of which nothing counts as written.
-        """
-        self.log, self.origin, self.written = log, size - self.tail, self.tail
-        self._words[_AT_INODE] = 0
-        self._words[_AT_ORIGIN] = self.origin % _WRAP
-        self._words[_AT_DEVICE] = log[0]
-        self._words[_AT_INODE] = log[1]
+    def _select(self, mapped: mmap.mmap, words: memoryview, tail: int) -> None:
+        other = 1 - words[_AT_SELECTED] % 2
+        place = self.place
+        digest = bytes.fromhex(place.link.hash)
+        _SLOT.pack_into(mapped, 8 * _AT_SLOTS[other], tail, *place.file, place.size, place.link.seq, digest)
+        words[_AT_SELECTED] = other
 
     def moved(self) -> bool:
         """Tell whether the file was moved or removed, so that the next start would not find it."""
@@ -237,7 +262,7 @@ class Ring:
 
     def prepare(self, fd: int) -> None:
         """Map another file, locked, for the thread that puts to go over to."""
-        mapped = _mapped(fd, self.path, self.capacity)
+        mapped = self._mapped(fd)
         with self._swap:
             spare, self._spare = self._spare, (fd, mapped)
         if spare is not None:
@@ -253,16 +278,31 @@ class Ring:
         os.close(fd)
         return True
 
+    # Its file
+
     def _begun(self) -> memoryview:
         words = memoryview(self._map)[:HEADER].cast("Q")
-        for at, value in (
-            *((_AT_VERSION, _VERSION), (_AT_CAPACITY, self.capacity), (_AT_PID, os.getpid())),
-            *((_AT_HEAD, self.head), (_AT_TAIL, self.tail), (_AT_ORIGIN, self.origin % _WRAP)),
-            *((_AT_DEVICE, self.log[0]), (_AT_INODE, self.log[1])),
-            (_AT_MAGIC, _MAGIC),  # last: from here on the file is a ring
-        ):
-            words[at] = value
+        words[_AT_VERSION], words[_AT_CAPACITY], words[_AT_PID] = _VERSION, self.capacity, os.getpid()
+        words[_AT_HEAD] = self.head
+        self._select(self._map, words, self.tail)
+        if not self._shared:  # what others read of a lock: who has it, and that nothing is left in it
+            os.pwrite(self._fd, struct.pack("=4Q", _MAGIC, _VERSION, 0, os.getpid()), 0)
+        words[_AT_MAGIC] = _MAGIC  # last: from here on the file is a ring
         return words
+
+    def _mapped(self, locked: int) -> mmap.mmap:
+        os.ftruncate(locked, 0)
+        if not self._shared:
+            os.ftruncate(locked, HEADER)
+            return mmap.mmap(-1, HEADER + self.capacity)
+        # Room on the disk now: a store to a page for which there is none would kill the process.
+        os.posix_fallocate(locked, 0, HEADER + self.capacity)
+        # Opened anew: a mapping keeps its descriptor, in a forked child too, and must not keep the lock.
+        fd = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return mmap.mmap(fd, HEADER + self.capacity)
+        finally:
+            os.close(fd)
 
     def remove(self) -> None:
         """Remove the file, with the lock still held, so that nobody takes it for a leftover."""
@@ -280,18 +320,6 @@ class Ring:
         os.close(self._fd)
         if self._spare is not None:
             os.close(self._spare[0])
-
-
-def _mapped(locked: int, path: Path, capacity: int) -> mmap.mmap:
-    os.ftruncate(locked, 0)
-    # Room on the disk now: a store to a page for which there is none would kill the process.
-    os.posix_fallocate(locked, 0, HEADER + capacity)
-    # Opened anew: a mapping keeps its descriptor, in a forked child too, and must not keep the lock.
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return mmap.mmap(fd, HEADER + capacity)
-    finally:
-        os.close(fd)
 
 
 def _nowhere(_end: int) -> None:

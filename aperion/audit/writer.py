@@ -1,21 +1,30 @@
-"""The writer: a thread that brings what is in the ring into the log file, a batch at a time."""
+"""The writer: a thread that brings what is in the ring into the log, a batch at a time."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from aperion.audit.chain import sealed_length
+from aperion.audit.checkpoints import checkpoint_body, copy_checkpoint, rotation_body
+from aperion.audit.housekeeping import Housekeeper, outdated
+from aperion.audit.live import end_of
 from aperion.audit.recovery import recover
 from aperion.audit.ring import lock
+from aperion.audit.segments import Segment
 from aperion.errors import AuditUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from aperion.audit.files import LogFile
+    from aperion.audit.checkpoints import Checkpoints
+    from aperion.audit.live import Live
+    from aperion.audit.options import Rotation
     from aperion.audit.ring import Ring
+    from aperion.audit.signing import SigningKey
 
 _SHORTEST: Final = 0.002
 """Seconds between two batches while lines come: many small writes would fight the loop for the interpreter."""
@@ -33,40 +42,75 @@ _STALLED: Final = 10.0
 
 
 class Writer:
-    """Empties one ring into one file, and says no on its behalf when it cannot.
+    """Empties one ring into one log, and says no on its behalf when it cannot.
 
     Args:
         ring: what to empty.
-        file: where to.
-        path: how the user names the log.
+        live: where to.
+        keeps_going: whether lines are taken while the log cannot be written, as long as there is room.
+        rotation: when a file is full.
+        checkpoints: how often one is written.
+        housekeeper: does the rest.
     """
 
-    # Mutable: failure, failures, bytes_written by the thread; _tried by the loop; _stopping once.
+    # Mutable: what is counted, by the thread; _tried by the loop; the requests from anywhere, once each.
     __slots__ = (
-        *("_batch", "_file", "_look_at", "_path", "_ring", "_stopping", "_thread", "_tried", "_wake"),
-        *("bytes_written", "failure", "failures"),
+        *("_batch", "_checkpoint_at", "_checkpoint_seq", "_checkpoints", "_housekeeper", "_keeps_going", "_key"),
+        *("_live", "_look_at", "_new_key", "_reopening", "_ring", "_rotation", "_stopping", "_thread", "_tried", "_wake"),
+        *("bytes_written", "checkpoints", "failure", "failures", "on_progress", "rotations"),
     )
 
-    def __init__(self, ring: Ring, file: LogFile, path: Path) -> None:
+    def __init__(  # noqa: PLR0913 - the parts of a log
+        self,
+        ring: Ring,
+        live: Live,
+        *,
+        rotation: Rotation,
+        checkpoints: Checkpoints,
+        housekeeper: Housekeeper,
+        keeps_going: bool = False,
+    ) -> None:
         self.failure: str | None = None
-        self.failures = 0
-        self.bytes_written = 0
+        self.failures = self.bytes_written = self.checkpoints = self.rotations = 0
+        self.on_progress: Callable[[int, str | None], None] | None = None
         self._ring = ring
-        self._file = file
-        self._path = path
+        self._live = live
+        self._rotation = rotation
+        self._checkpoints = checkpoints
+        self._key = checkpoints.key
+        self._new_key: SigningKey | None = None
+        self._housekeeper = housekeeper
+        self._keeps_going = keeps_going
         self._batch = ring.capacity // _BATCHES
         self._look_at = 0.0
+        self._checkpoint_at = time.monotonic() + checkpoints.seconds
+        self._checkpoint_seq = live.last_checkpoint()
         self._tried = -1
-        self._stopping = False
+        self._stopping = self._reopening = False
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"aperion-audit-{path.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"aperion-audit-{live.path.name}", daemon=True)
         ring.beyond = self._beyond
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
+    def reopen(self) -> None:
+        """Open the file anew before the next batch."""
+        self._reopening = True
+        self._wake.set()
+
+    def use_key(self, key: SigningKey) -> None:
+        """Sign with another key from the next batch on."""
+        self._new_key = key
+        self._wake.set()
+
     # On the thread that puts
+
+    def hurry(self) -> None:
+        """Wake the thread: somebody waits."""
+        if not self._wake.is_set():
+            self._wake.set()
 
     def _beyond(self, end: int) -> None:
         """Decide about a line that would end past the mark of the ring: wake the writer, or refuse it.
@@ -75,12 +119,11 @@ class Writer:
             AuditUnavailable: when the file cannot be written, or the ring is full.
         """
         ring = self._ring
-        if self.failure is not None:
-            raise AuditUnavailable(self._path, self.failure)
+        if self.failure is not None and not self._keeps_going:
+            raise AuditUnavailable(self._live.path, self.failure)
         if ring.is_renewable and not ring.renew():
-            raise AuditUnavailable(self._path, "its ring is being replaced")
-        if not self._wake.is_set():
-            self._wake.set()
+            raise AuditUnavailable(self._live.path, "its ring is being replaced")
+        self.hurry()
         if end - ring.tail > ring.capacity:
             self._wait_for_room(end)
 
@@ -91,7 +134,7 @@ class Writer:
             if self.failure is not None or time.monotonic() > deadline:
                 self._tried = ring.tail
                 full = f"the buffer of {ring.capacity:,} bytes is full, and the disk does not keep up"
-                raise AuditUnavailable(self._path, self.failure or full)
+                raise AuditUnavailable(self._live.path, self.failure or full)
             time.sleep(_SHORTEST / 4)
 
     # On the thread of the writer
@@ -100,7 +143,7 @@ class Writer:
         pause = _SHORTEST
         while True:
             stopping = self._stopping
-            moved = self._pass()
+            moved = self._pass(self._work)
             if stopping and not moved:
                 break
             pause = self._next_pause(pause, moved=moved)
@@ -108,9 +151,11 @@ class Writer:
             if not stopping and not self._is_behind():
                 self._wake.wait(pause)
                 self._wake.clear()
+        if self.failure is None:
+            self._pass(self._finish)
 
     def _is_behind(self) -> bool:
-        return self.failure is None and self._ring.head - self._ring.written > self._batch
+        return self.failure is None and self._ring.head - self._ring.tail > self._batch
 
     def _next_pause(self, pause: float, *, moved: bool) -> float:
         if self.failure is not None:
@@ -124,12 +169,10 @@ class Writer:
         else:
             ring.mark = ring.tail + (self._batch if pause <= _AWAKE else 0)
 
-    def _pass(self) -> bool:
-        """Bring over what there is, one batch; tell whether there was anything."""
+    def _pass(self, work: Callable[[], bool]) -> bool:
+        """Do a piece of work; tell whether anything was brought over."""
         try:
-            if time.monotonic() >= self._look_at:
-                self._look_after_files()
-            moved = self._move_batch()
+            moved = work()
         except AuditUnavailable as error:
             self._failed(error.reason)
         except OSError as error:
@@ -145,32 +188,58 @@ class Writer:
         self.failure = reason
         self.failures += 1
         self._look_at = 0.0  # the files may be the reason
+        if self.on_progress is not None:
+            self.on_progress(self._ring.tail, reason)
+
+    def _work(self) -> bool:
+        if self._reopening or time.monotonic() >= self._look_at:
+            self._look_after_files()
+        if self._new_key is not None:
+            self._change_key(self._new_key)
+        if self._is_full():
+            self._rotate()
+        moved = self._move_batch()
+        if self._checkpoint_is_due():
+            self._checkpoint()
+        return moved
 
     def _move_batch(self) -> bool:
-        pieces = self._ring.pending(self._batch)
-        if not pieces:
+        ring, live = self._ring, self._live
+        bodies = self._fitting(ring.oldest(self._batch))
+        if not bodies:
             return False
-        size = self._file.write(pieces)
-        self._ring.advance(size)
-        self.bytes_written += size
+        before = live.size
+        live.append(bodies)
+        ring.commit(sum(map(len, bodies)), live.place)
+        self.bytes_written += max(live.size - before, 0)
+        if self.on_progress is not None:
+            self.on_progress(ring.tail, None)
         return True
+
+    def _fitting(self, bodies: list[bytes]) -> list[bytes]:
+        """Return as many records as the file takes before it is full, the one that makes it so included."""
+        limit, size, seq = self._rotation.max_bytes, self._live.size, self._live.link.seq
+        if limit is None:
+            return bodies
+        for count, body in enumerate(bodies):
+            if size >= limit and (count or self._live.has_records):
+                return bodies[:count]
+            size += sealed_length(body, seq + count + 1)
+        return bodies
+
+    # Files
 
     def _look_after_files(self) -> None:
         """See that both files are where they were, now and then: each call lets go of the interpreter."""
-        self._follow_file()
+        live, ring = self._live, self._ring
+        if self._reopening:
+            self._reopening = False
+            live.reopen()
+            ring.commit(0, live.place)
+        elif live.follow():
+            ring.commit(0, live.place)
         self._follow_ring()
         self._look_at = time.monotonic() + _LOOK
-
-    def _follow_file(self) -> None:
-        """Go on in a new file where the log was moved or removed: what is appended to the old one, nobody finds."""
-        file, ring = self._file, self._ring
-        if file.moved():
-            file.reopen()
-            file.mend()
-            file.note({"continued": "the file before was moved or removed"})
-        if file.identity != ring.log or file.size != ring.origin + ring.written:  # or somebody appended, or cut it
-            file.mend()
-            ring.aim(file.identity, file.size)
 
     def _follow_ring(self) -> None:
         """Prepare a new ring where its file was moved or removed; the loop goes over to it when this one is empty.
@@ -181,16 +250,88 @@ class Writer:
         ring = self._ring
         if not ring.moved():
             return
-        fd = lock(ring.path, self._path)
+        fd = lock(ring.path, self._live.path)
         try:
-            recover(ring.path, fd, self._file)
-            ring.aim(self._file.identity, self._file.size)  # a line in two halves was mended, and comes anew
+            recover(ring.path, fd, self._live)
+            ring.commit(0, self._live.place)
             ring.prepare(fd)
         except BaseException:
             os.close(fd)
             raise
 
+    def _is_full(self) -> bool:
+        live, rotation = self._live, self._rotation
+        if not live.has_records:
+            return False
+        if rotation.max_bytes is not None and live.size >= rotation.max_bytes:
+            return True
+        return rotation.max_age is not None and time.time_ns() - live.began >= rotation.max_age * 1e9
+
+    def _rotate(self) -> None:
+        number, path = self._live.rotate()
+        self.rotations += 1
+        self._ring.commit(0, self._live.place)
+        self._housekeeper.full(Segment(path, number))
+        self._prune()
+
+    def _prune(self) -> None:
+        segments = outdated(self._live.path, self._rotation)
+        if segments:
+            found = end_of(segments)
+            link = found[1] if found is not None else None
+            detail = {
+                "pruned": [segment.path.name for segment in segments],
+                "last_seq": link.seq if link else 0,
+                "last_hash": link.hash if link else "",
+            }
+            self._note("log", detail)  # first: what is gone without a record looks like theft
+            self._housekeeper.remove(segments)
+
+    def _note(self, kind: str, detail: Mapping[str, Any]) -> None:
+        self._live.note(kind, detail)
+        self._ring.commit(0, self._live.place)
+
+    # Checkpoints
+
+    def _checkpoint_is_due(self) -> bool:
+        since = self._live.link.seq - self._checkpoint_seq
+        if since >= self._checkpoints.every:
+            return True
+        return since > 0 and time.monotonic() >= self._checkpoint_at
+
+    def _checkpoint(self) -> None:
+        live = self._live
+        body = checkpoint_body(
+            log=live.log,
+            segment=live.number,
+            last=live.link,
+            before=self._checkpoint_seq,
+            every=self._checkpoints.every,
+            key=self._key,
+            time_ns=time.time_ns(),
+        )
+        live.append([body])
+        self._ring.commit(0, live.place)
+        self._checkpoint_seq = live.link.seq
+        self._checkpoint_at = time.monotonic() + self._checkpoints.seconds
+        self.checkpoints += 1
+        copy_to = self._checkpoints.copy_to
+        if copy_to is not None:
+            self._housekeeper.later(lambda: copy_checkpoint(body, copy_to))
+
+    def _change_key(self, key: SigningKey) -> None:
+        if self._key is not None:
+            self._live.append([rotation_body(self._key, key, self._live.log, self._live.link, time.time_ns())])
+            self._ring.commit(0, self._live.place)
+        self._key, self._new_key = key, None
+
     # At the end
+
+    def _finish(self) -> bool:
+        self._note("stopped", {"pid": os.getpid()})
+        self._checkpoint()
+        self._live.file.sync()
+        return False
 
     def stop(self) -> int:
         """Write what there is, end the thread, and return how many lines could not be written. Waits.
