@@ -42,7 +42,7 @@ class Live:
     # Mutable: all of it, by the thread that writes.
     __slots__ = (
         *("_is_torn", "began", "durable", "file", "first", "link", "log", "number", "path"),
-        *("poisonings", "size"),
+        *("poisonings", "size", "written"),
     )
 
     def __init__(self, path: Path, file: LogFile, *, durable: bool) -> None:
@@ -56,6 +56,7 @@ class Live:
         self.first = 0  # number of the record that begins the file
         self.size = 0
         self.poisonings = 0  # in a row
+        self.written = 0
         self._is_torn = False
 
     @property
@@ -94,6 +95,7 @@ class Live:
                 self.append(bodies)
                 return
         self.size += len(content)
+        self.written += len(content)
         self.link = link
 
     def note(self, kind: str, detail: Mapping[str, Any]) -> None:

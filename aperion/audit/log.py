@@ -266,7 +266,7 @@ class AuditLog:
             available=self._is_open and writer is not None and writer.failure is None,
             failure=writer.failure if writer else None,
             records=self._records,
-            bytes_written=writer.bytes_written if writer else 0,
+            bytes_written=parts.live.written if parts else 0,
             buffered_bytes=parts.ring.head - parts.ring.tail if parts else 0,
             failures=writer.failures if writer else 0,
             missing=self._missing,
@@ -386,10 +386,13 @@ def _open(log: AuditLog) -> _Parts:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     ring_path = path.with_name(f"{path.name}.ring")
     with ExitStack() as on_failure:
-        fd = lock(ring_path, log.path)
-        on_failure.callback(os.close, fd)
         live = Live(path, LogFile(path), durable=log.sync is Sync.DISK)
         on_failure.callback(lambda: live.file.close())
+        fd = lock(ring_path, log.path)
+        on_failure.callback(os.close, fd)
+        if live.file.moved():  # by whoever had the lock until now
+            live.file.close()
+            live.file = LogFile(path)
         recovered = recover(ring_path, fd, live)
         started = {"pid": os.getpid(), "version": _version(), "clean": recovered.clean, "recovered": recovered.records}
         live.note("started", started)

@@ -117,7 +117,7 @@ def _bodies(place: Place, live: Live) -> Iterator[bytes]:
 
 def _newer(lines: Iterator[bytes] | object, seq: int) -> Iterator[bytes]:
     for line in lines:  # type: ignore[attr-defined]  # a file opened for reading
-        sealed = opened(line)
+        sealed = opened(line) if line.endswith(b"\n") else None  # a newline short of whole is torn
         if sealed is not None and sealed.link.seq > seq:
             yield sealed.body
 

@@ -57,7 +57,7 @@ class Writer:
     __slots__ = (
         *("_batch", "_checkpoint_at", "_checkpoint_seq", "_checkpoints", "_housekeeper", "_keeps_going", "_key"),
         *("_live", "_look_at", "_new_key", "_reopening", "_ring", "_rotation", "_stopping", "_thread", "_tried", "_wake"),
-        *("bytes_written", "checkpoints", "failure", "failures", "on_progress", "rotations"),
+        *("checkpoints", "failure", "failures", "on_progress", "rotations"),
     )
 
     def __init__(  # noqa: PLR0913 - the parts of a log
@@ -71,7 +71,7 @@ class Writer:
         keeps_going: bool = False,
     ) -> None:
         self.failure: str | None = None
-        self.failures = self.bytes_written = self.checkpoints = self.rotations = 0
+        self.failures = self.checkpoints = self.rotations = 0
         self.on_progress: Callable[[int, str | None], None] | None = None
         self._ring = ring
         self._live = live
@@ -208,10 +208,8 @@ class Writer:
         bodies = self._fitting(ring.oldest(self._batch))
         if not bodies:
             return False
-        before = live.size
         live.append(bodies)
         ring.commit(sum(map(len, bodies)), live.place)
-        self.bytes_written += max(live.size - before, 0)
         if self.on_progress is not None:
             self.on_progress(ring.tail, None)
         return True
@@ -342,8 +340,8 @@ class Writer:
         self._look_at = 0.0  # one more look: the last lines must not go into a file that was removed
         self._stopping = True
         written = -1
-        while self._thread.is_alive() and written != self.bytes_written:
-            written = self.bytes_written
+        while self._thread.is_alive() and written != self._live.written:
+            written = self._live.written
             self._wake.set()
             self._thread.join(_STALLED)
         return self._ring.lines()
