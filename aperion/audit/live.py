@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import time
 from collections import deque
@@ -266,18 +265,11 @@ def _ends(segment: Segment) -> tuple[bytes, bytes]:
             head = file.readline(4096)
             file.seek(max(os.fstat(file.fileno()).st_size - _LOOK_BACK, 0))
             return head, file.read()
-    with opened_compressed(segment.path, segment.compression) as lines:
+    from aperion.audit.compression import open_lines
+
+    with open_lines(segment.path, segment.compression) as lines:
         head = lines.readline(4096)
         return head, b"".join(deque(lines, maxlen=2))
-
-
-def opened_compressed(path: Path, compression: str) -> Any:
-    """Open a compressed file for reading."""
-    if compression == ".gz":
-        return gzip.open(path, "rb")
-    from aperion.audit.compression import open_zstd
-
-    return open_zstd(path)
 
 
 def _reason(error: OSError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,9 +19,12 @@ from aperion._logs import logger as _log
 from aperion.audit import record
 from aperion.audit.checkpoints import Checkpoints
 from aperion.audit.files import LogFile
+from aperion.audit.following import POLL, Following, follow
 from aperion.audit.housekeeping import Housekeeper
 from aperion.audit.live import Live
 from aperion.audit.options import NO_ROTATION, OnFailure, Rotation, Sync, chosen_kinds
+from aperion.audit.query import Query
+from aperion.audit.reading import Reading
 from aperion.audit.recovery import gap, recover
 from aperion.audit.ring import Missed, Ring, lock
 from aperion.audit.writer import Writer, reason_of
@@ -29,9 +32,10 @@ from aperion.errors import AuditError, AuditUnavailable, ConfigurationError
 from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-    from typing import NoReturn
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+    from typing import NoReturn, Unpack
 
+    from aperion.audit.query import AuditRecord, Wanted
     from aperion.audit.signing import SigningKey
     from aperion.delivery import Outcome
     from aperion.events import Event
@@ -254,6 +258,34 @@ class AuditLog:
                 future.set_result(None)
             else:
                 future.set_exception(AuditUnavailable(self.path, failure or "the disk stands still"))
+
+    # Reading
+
+    def read(self, **wanted: Unpack[Wanted]) -> Reading:
+        """Return the records that are wanted, oldest first; open or not, and while it is written.
+
+        Iterate with ``for``, or with ``async for``, which reads in a worker thread. Memory stays constant.
+
+        Args:
+            wanted: see ``Query``; without any, all records.
+
+        Raises:
+            ConfigurationError: for what cannot be looked for.
+        """
+        return Reading(self.path.absolute(), Query(**wanted))
+
+    def follow(self, *, from_end: bool = True, **wanted: Unpack[Wanted]) -> Iterator[AuditRecord]:
+        """Yield records as they are written, from file to file, for ever or until ``limit``; waits for each."""
+        return follow(self.path.absolute(), Query(**wanted), from_end=from_end)
+
+    async def afollow(self, *, from_end: bool = True, **wanted: Unpack[Wanted]) -> AsyncIterator[AuditRecord]:
+        """Do what ``follow`` does without holding up the loop."""
+        with closing(Following(self.path.absolute(), Query(**wanted), from_end=from_end)) as following:
+            while not following.ended:
+                for found in (records := await anyio.to_thread.run_sync(following.available)):
+                    yield found
+                if not records:
+                    await anyio.sleep(POLL)
 
     # Its state
 

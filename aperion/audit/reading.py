@@ -1,130 +1,221 @@
-"""Reading a log back: filters, newest or oldest first, across its files."""
+"""Reading a log back: filters, newest or oldest first, across its files, in constant memory."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any, Final
 
-import orjson
+import anyio.to_thread
 
-from aperion.audit.chain import opened
-from aperion.audit.segments import segments
-from aperion.patterns import check_pattern, matches
+from aperion.audit.compression import open_lines, unpacked
+from aperion.audit.index import Index, blocks, load
+from aperion.audit.query import AuditRecord, Query, Search
+from aperion.audit.segments import Segment, sealed_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from pathlib import Path
-    from typing import Self
+    from typing import BinaryIO
 
+__all__ = ["AuditRecord", "Query", "Reading"]
 
-@dataclass(frozen=True, slots=True)
-class AuditRecord:
-    """One line of a log.
-
-    Args:
-        fields: all of it, as JSON says it.
-        segment: the name of the file that it stands in.
-    """
-
-    fields: Mapping[str, Any]
-    segment: str
-
-    @property
-    def seq(self) -> int:
-        """Its number in the log."""
-        return int(self.fields["seq"])
-
-    @property
-    def kind(self) -> str:
-        """What it tells of: ``accepted``, ``outcome`` and so on."""
-        return str(self.fields["kind"])
-
-    @property
-    def time(self) -> int:
-        """When it was made, in nanoseconds since the epoch."""
-        return int(self.fields["time"])
-
-    @property
-    def at(self) -> datetime:
-        """When it was made, in UTC."""
-        return datetime.fromtimestamp(self.time / 1e9, UTC)
-
-    @property
-    def event_id(self) -> str | None:
-        """Of the event that it is about, if it is about one."""
-        return self.fields.get("event_id")
-
-    @property
-    def event_type(self) -> str | None:
-        """Of the event that it is about."""
-        return self.fields.get("type")
-
-    @property
-    def correlation_id(self) -> str | None:
-        """Of the event that it is about."""
-        return self.fields.get("correlation_id")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query:
-    """Which records are wanted; what is None does not matter.
-
-    Args:
-        types: patterns of event types, as subscriptions have them.
-        kinds: of records.
-        since: the earliest time, inclusive.
-        until: the latest time, exclusive.
-        event_id: of the event.
-        correlation_id: of the event.
-        source: of the event.
-        subscription: of the outcome.
-        state: of the outcome: ``ok``, ``failed``, ``timed_out`` …
-        text: stands somewhere in the record, whatever its case.
-        limit: how many records at most.
-        newest_first: from the end of the log.
-    """
-
-    types: Sequence[str] = ()
-    kinds: Sequence[str] = ()
-    since: datetime | None = None
-    until: datetime | None = None
-    event_id: str | None = None
-    correlation_id: str | None = None
-    source: str | None = None
-    subscription: str | None = None
-    state: str | None = None
-    text: str | None = None
-    limit: int | None = None
-    newest_first: bool = False
+_CHUNK: Final = 256 << 10
+_BATCH: Final = 256
+"""Records that the worker thread of an asynchronous reading hands over at once."""
 
 
 class Reading:
-    """Iterates over records; ``skipped`` counts the lines that are damaged."""
+    """Iterates over the records that a query wants; with ``async for`` too, in a worker thread.
+
+    Reads while the log is written: what was there at the start is found, whatever is rotated, compressed
+    or removed meanwhile.
+
+    Args:
+        log: the path of the log.
+        query: what is wanted.
+    """
+
+    # Mutable: skipped, by reading.
 
     def __init__(self, log: Path, query: Query) -> None:
         self.skipped = 0
+        """Lines that were looked at and are no records: damaged, or somebody else's."""
         self._log = log
         self._query = query
-        for pattern in query.types:
-            check_pattern(pattern, any_name=True)
+        self._search = Search(query)
 
     def __iter__(self) -> Iterator[AuditRecord]:
-        found = 0
-        for segment in segments(self._log):
-            for line in segment.path.open("rb"):
-                sealed = opened(line)
-                if sealed is None:
-                    self.skipped += 1
-                    continue
-                fields = orjson.loads(line)
-                if _wanted(self._query, fields):
-                    yield AuditRecord(fields, segment.path.name)
-                    found += 1
-                    if found == self._query.limit:
-                        return
+        """Iterate from the beginning, or from the end with ``newest_first``."""
+        left = self._query.limit
+        for segment, file in _newest_first(self._log) if self._query.newest_first else _oldest_first(self._log):
+            for record in self._records(segment, file):
+                yield record
+                if left is not None and (left := left - 1) == 0:
+                    return
+
+    async def __aiter__(self) -> AsyncIterator[AuditRecord]:
+        """Do the same without holding up the loop; cancelling it ends it after the batch that is read."""
+        records = iter(self)
+        while batch := await anyio.to_thread.run_sync(_some, records):
+            for record in batch:
+                yield record
+
+    def _records(self, segment: Segment, file: BinaryIO) -> Iterator[AuditRecord]:
+        try:
+            for content in self._contents(segment, file):
+                lines = list(self._lines(content))
+                for line in reversed(lines) if self._query.newest_first else lines:
+                    record = self._record(line, segment)
+                    if record is not None:
+                        yield record
+        finally:
+            file.close()
+
+    def _record(self, line: bytes, segment: Segment) -> AuditRecord | None:
+        try:
+            return self._search.record(line, segment.path.name)
+        except (ValueError, KeyError, TypeError):
+            self.skipped += 1
+            return None
+
+    def _lines(self, content: bytes) -> Iterator[bytes]:
+        """Yield the lines of a block that may be wanted."""
+        needles = self._search.needles
+        if not needles:
+            yield from content.splitlines(keepends=True)
+            return
+        needle = max(needles, key=len)
+        at = content.find(needle)
+        while at >= 0:
+            end = content.find(b"\n", at) + 1 or len(content)
+            yield content[content.rfind(b"\n", 0, at) + 1 : end]
+            at = content.find(needle, end)
+
+    # Blocks
+
+    def _contents(self, segment: Segment, file: BinaryIO) -> Iterator[bytes]:
+        """Yield the blocks of a file that may hold what is wanted, in the order wanted."""
+        backwards = self._query.newest_first
+        size = os.fstat(file.fileno()).st_size
+        index = load(segment.path, size) if segment.number is not None else None
+        if index is not None:
+            yield from self._indexed(index, segment, file)
+        elif segment.compression:
+            with open_lines(segment.path, segment.compression) as lines:
+                yield from _spooled(lines) if backwards else blocks(lines)
+        else:
+            yield from _backwards(file, size) if backwards else _forwards(file, size)
+
+    def _indexed(self, index: Index, segment: Segment, file: BinaryIO) -> Iterator[bytes]:
+        search = self._search
+        found: Iterable[Any] = index.blocks
+        for identifier in search.ids:
+            holding = set(index.holding(identifier))
+            found = [block for block in found if block in holding]
+        wanted = [block for block in found if search.in_time(block.since, block.until)]
+        for block in reversed(wanted) if self._query.newest_first else wanted:
+            yield unpacked(os.pread(file.fileno(), block.size, block.offset), segment.compression)
 
 
-def _wanted(query: Query, fields: Mapping[str, Any]) -> bool:
-    return not query.types or any(matches(pattern, fields.get("type", "")) for pattern in query.types)
+def _some(records: Iterator[AuditRecord]) -> list[AuditRecord]:
+    return [record for _, record in zip(range(_BATCH), records, strict=False)]
+
+
+def _oldest_first(log: Path) -> Iterator[tuple[Segment, BinaryIO]]:
+    done = 0
+    while True:
+        segment = next((s for s in sealed_segments(log) if (s.number or 0) > done), None) or Segment(log, None)
+        file = _opened(segment)
+        if file is None:
+            if segment.number is None:
+                return
+            continue  # compressed or removed since it was listed
+        if segment.number is None and _is_sealed(log, file, done):
+            file.close()
+            continue  # became full since the others were listed
+        yield segment, file
+        if segment.number is None:
+            return
+        done = segment.number
+
+
+def _is_sealed(log: Path, file: BinaryIO, done: int) -> bool:
+    return any((segment.number or 0) > done for segment in sealed_segments(log)) or not _is_at(log, file)
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return True  # between two files: what is open is the newest there is
+
+
+def _newest_first(log: Path) -> Iterator[tuple[Segment, BinaryIO]]:
+    live = _opened(Segment(log, None))
+    identity = os.fstat(live.fileno()) if live is not None else None
+    listed = sealed_segments(log)
+    if live is not None:
+        yield Segment(log, None), live
+    for known in reversed(listed):
+        file, segment = _opened(known), known
+        if file is None:  # compressed since, or removed
+            segment = next((s for s in sealed_segments(log) if s.number == known.number), known)
+            file = _opened(segment)
+        if file is None:
+            continue
+        if identity is not None and os.path.samestat(os.fstat(file.fileno()), identity):
+            file.close()  # was the live one when it was opened
+            continue
+        yield segment, file
+
+
+def _opened(segment: Segment) -> BinaryIO | None:
+    try:
+        fd = os.open(segment.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    return os.fdopen(fd, "rb")
+
+
+def _forwards(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield whole lines up to a size, which a live file may have passed since."""
+    at, rest = 0, b""
+    while at < size:
+        chunk = os.pread(file.fileno(), min(_CHUNK, size - at), at)
+        if not chunk:
+            break
+        at += len(chunk)
+        rest += chunk
+        end = rest.rfind(b"\n") + 1
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
+
+
+def _backwards(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield whole lines from the end on, leaving out a last one that is not finished."""
+    rest: bytes | None = None
+    while size > 0:
+        start = max(size - _CHUNK, 0)
+        content = os.pread(file.fileno(), size - start, start) + (rest or b"")
+        size = start
+        if rest is None:
+            content = content[: content.rfind(b"\n") + 1]
+            if not content:
+                continue
+        begin = content.find(b"\n") + 1 if start else 0
+        rest = content[:begin]
+        if content[begin:]:
+            yield content[begin:]
+    if rest:
+        yield rest
+
+
+def _spooled(lines: BinaryIO) -> Iterator[bytes]:
+    """Unpack a file without an index to read it backwards."""
+    with tempfile.TemporaryFile() as file:
+        for content in blocks(lines):
+            file.write(content)
+        file.flush()
+        yield from _backwards(file, file.tell())  # type: ignore[arg-type]  # a file opened for reading and writing
