@@ -177,9 +177,7 @@ def _built(stories: Mapping[str, _Story]) -> tuple[TraceNode, ...]:
     return tuple(roots)
 
 
-def _grown(
-    root: str, stories: Mapping[str, _Story], caused: Mapping[str, list[str]], found: set[str]
-) -> TraceNode:
+def _grown(root: str, stories: Mapping[str, _Story], caused: Mapping[str, list[str]], found: set[str]) -> TraceNode:
     below: dict[str, list[str]] = {}
     order, waiting = [], [root]
     found.add(root)

@@ -65,7 +65,9 @@ def found(log: Path) -> Path:
         ApplicationError: where there is none, with what to do.
     """
     if log.is_dir():
-        raise ApplicationError(f"{log} is a folder; name the live file of the log in it, such as {log / 'events.jsonl'}")
+        raise ApplicationError(
+            f"{log} is a folder; name the live file of the log in it, such as {log / 'events.jsonl'}"
+        )
     if log.suffix in {GZIP, ZSTD}:
         raise ApplicationError(f"{log} is one file of a log; name its live file, such as {log.parent / 'events.jsonl'}")
     if not segments(log):

@@ -31,7 +31,7 @@ _UNITS = ((1e-6, "µs"), (1e-3, "ms"), (1, "s"))
 _SHORTEST_IN_NEXT = 999.5  # what three digits would round up to the next unit
 
 
-def as_json(value: object) -> str:
+def json_line(value: object) -> str:
     """Return a value as one line of JSON in plain ASCII, which no terminal takes for a command."""
     return json.dumps(value).replace("\x7f", "\\u007f")
 
@@ -59,9 +59,7 @@ def screen(file: IO[str]) -> Console:
     """Return a console as all commands have it; where colours are not wanted, without bold letters, too."""
     if os.environ.get("NO_COLOR"):
         plain = console(file)
-        return Console(
-            file=file, width=plain.width, color_system=None, highlight=False, markup=False, emoji=False
-        )
+        return Console(file=file, width=plain.width, color_system=None, highlight=False, markup=False, emoji=False)
     return console(file)
 
 
@@ -98,7 +96,7 @@ class Rows:
     def print(self, record: AuditRecord) -> None:
         """Print one."""
         if self._json:
-            sys.stdout.write(as_json(dict(record.fields)) + "\n")
+            sys.stdout.write(json_line(dict(record.fields)) + "\n")
         elif not self._console.is_terminal:  # a hundred times faster than by way of the console
             sys.stdout.write(_columns(cells(record)) + "\n")
         else:
@@ -126,14 +124,14 @@ def cells(record: AuditRecord) -> tuple[str, ...]:
 def what(fields: Any) -> str:
     """Return what a record says beyond of which event it is."""
     if fields["kind"] == "accepted":
-        return safe(as_json(fields.get("payload")), _LONGEST_WHAT)
+        return safe(json_line(fields.get("payload")), _LONGEST_WHAT)
     if fields["kind"] == "outcome":
         attempt = f" #{fields['attempt']}" if "attempt" in fields else ""
         error = f" {fields['error_type']}: {fields.get('error', '')}" if "error_type" in fields else ""
         said = f"{fields.get('state')} {fields.get('subscription')}{attempt} {_duration(fields)}{error}"
         return safe(said, _LONGEST_WHAT)
     rest = fields.get("detail", {name: value for name, value in fields.items() if name not in _OF_EVERY_RECORD})
-    return safe(as_json(rest), _LONGEST_WHAT) if rest else ""
+    return safe(json_line(rest), _LONGEST_WHAT) if rest else ""
 
 
 def _duration(fields: Any) -> str:

@@ -13,6 +13,7 @@ import anyio
 import typer
 
 from aperion.app import serve
+from aperion.cli.audit import audit
 from aperion.cli.lines import STDIN, open_lines
 from aperion.cli.loading import load_app
 from aperion.cli.logs import log_others_to_stderr, log_to_stderr
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from aperion.cli.summary import Summary
 
 command = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+command.add_typer(audit, name="audit", short_help="Read, search and check an audit log.")
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - how typer calls it

@@ -1,0 +1,177 @@
+"""``aperion audit``: the commands that read an audit log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import typer
+from rich.text import Text
+
+from aperion.audit.following import POLL, Following
+from aperion.audit.query import Query
+from aperion.audit.reading import Reading
+from aperion.audit.trace import trace
+from aperion.cli import audit_options as opt
+from aperion.cli.audit_rows import Rows, json_line, output, remark, skipped
+from aperion.cli.audit_show import shown
+from aperion.cli.audit_tree import as_values, drawn
+from aperion.cli.screen import safe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from rich.console import Console
+
+audit = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+_NOT_FOUND = 1
+
+
+@audit.callback()
+def about() -> None:
+    """Read an audit log, search it, draw what one request led to, and check that nobody changed it."""
+
+
+@audit.command(short_help="Show the last records.")
+def tail(
+    log: opt.Log,
+    *,
+    lines: opt.Last = 20,
+    follow: opt.Follow = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001
+) -> None:
+    """Show the last records of LOG, and with -f those that come, from file to file, until Ctrl-C."""
+    opt.found(log)
+    following = Following(log, Query()) if follow else None  # first, so that nothing is missed in between
+    with output() as out:
+        rows = Rows(out, json_lines=as_json)
+        last = _print_last(rows, log, lines)
+        while following is not None:
+            records = following.available()
+            for record in records:
+                if record.seq > last:
+                    rows.print(record)
+            sys.stdout.flush()
+            if not records:
+                time.sleep(POLL)
+
+
+def _print_last(rows: Rows, log: Path, lines: int) -> int:
+    if not lines:
+        return 0
+    reading = Reading(log, Query(newest_first=True, limit=lines))
+    records = list(reading)
+    for record in reversed(records):
+        rows.print(record)
+    skipped(reading.skipped, log)
+    return records[0].seq if records else 0
+
+
+@audit.command(short_help="Show the records that match.")
+def search(  # noqa: PLR0913 - one for each filter
+    log: opt.Log,
+    *,
+    types: opt.Types = None,
+    kind: opt.Kinds = None,
+    since: opt.Since = None,
+    until: opt.Until = None,
+    event_id: opt.Id = None,
+    correlation: opt.Correlation = None,
+    source: opt.Source = None,
+    subscription: opt.Subscription = None,
+    state: opt.State = None,
+    text: opt.Words = None,
+    limit: opt.Most = None,
+    newest: opt.Newest = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001
+) -> None:
+    """Show the records of LOG that match all filters; of one that is repeated, any value does.
+
+    Exits with 0 if it could read the log, whether anything matched or not.
+    """
+    query = Query(
+        types=opt.listed(types),
+        kinds=opt.listed(kind),
+        since=opt.moment(since, "--since"),
+        until=opt.moment(until, "--until"),
+        event_id=event_id,
+        correlation_id=correlation,
+        source=source,
+        subscription=subscription,
+        state=state,
+        text=text,
+        limit=limit,
+        newest_first=newest,
+    )
+    reading = Reading(opt.found(log), query)
+    with output() as out:
+        rows = Rows(out, json_lines=as_json)
+        for record in reading:
+            rows.print(record)
+    skipped(reading.skipped, log)
+
+
+@audit.command(short_help="Show all that became of one event.")
+def show(log: opt.Log, event_id: opt.EventId, *, as_json: opt.Json = False, debug: opt.Debug = False) -> None:  # noqa: ARG001
+    """Show one event of LOG with its payload, attempts and whatever else happened to it; exits with 1 if it is not there."""
+    reading = Reading(opt.found(log), Query(event_id=event_id))
+    records = list(reading)
+    with output() as out:
+        if as_json:
+            for record in records:
+                Rows(out, json_lines=True).print(record)
+        elif records:
+            _print(out, shown(records))
+    skipped(reading.skipped, log)
+    if not records:
+        _missing(f"no event {event_id} in {log}")
+
+
+@audit.command("trace", short_help="Draw what one request led to.")
+def trace_(
+    log: opt.Log,
+    correlation_id: opt.CorrelationId,
+    *,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001
+) -> None:
+    """Draw the events with one correlation id as a tree: each below its cause, with handlers, attempts and times."""
+    roots = trace(opt.found(log), correlation_id)
+    with output() as out:
+        if as_json:
+            print(json_line({"correlation_id": correlation_id, **as_values(roots)}))
+        elif roots:
+            out.print(Text(f"correlation {safe(correlation_id)}", style="bold"), soft_wrap=True)
+            _print(out, drawn(roots, out.width))
+    if not roots:
+        _missing(f"no event with the correlation id {correlation_id} in {log}")
+
+
+@audit.command(short_help="Print the newest checkpoint.")
+def checkpoint(log: opt.Log, *, as_json: opt.Json = False, debug: opt.Debug = False) -> None:  # noqa: ARG001
+    """Print the newest checkpoint of LOG as JSON, to be kept on another machine; exits with 1 if there is none.
+
+    Handed to verify --checkpoint, it shows whether the end of the log was cut off since.
+    """
+    query = Query(kinds=("checkpoint",), newest_first=True, limit=1)
+    with output():
+        newest = next(iter(Reading(opt.found(log), query)), None)
+        if newest is not None:
+            print(json_line(dict(newest.fields)))
+    if newest is None:
+        _missing(f"{log} has no checkpoint yet; one is written when the bus stops, and every so many records")
+
+
+def _print(out: Console, lines: Iterable[Text]) -> None:
+    for line in lines:
+        out.print(line, soft_wrap=True)
+
+
+def _missing(text: str) -> None:
+    remark(text)
+    raise typer.Exit(_NOT_FOUND)
