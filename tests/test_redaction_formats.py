@@ -32,7 +32,7 @@ def test_the_example_of_every_type_is_found(kind: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "notation"), SHAPES)
 def test_every_shape_of_token_is_found_wherever_it_stands(kind: str, notation: str) -> None:
-    """Whole: in quotes, in a URL, in JSON, after a written-out line break, in a list."""
+    """As its own type and nothing else: in quotes, in a URL, in JSON, after a written-out line break, in a list."""
     token = shape(notation).sample
 
     for text in (
@@ -45,10 +45,7 @@ def test_every_shape_of_token_is_found_wherever_it_stands(kind: str, notation: s
         "a,{},b",
         "\t{}\n",
     ):
-        shown = Redactor().redact_text(text.format(token))
-
-        assert token[len(notation.partition("{")[0]) :] not in shown, text
-        assert f"[REDACTED_{kind}]" in shown or "[REDACTED" in shown
+        assert Redactor().redact_text(text.format(token)) == text.format(f"[REDACTED_{kind}]")
 
 
 @pytest.mark.parametrize(
