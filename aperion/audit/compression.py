@@ -75,7 +75,11 @@ def unpacked(content: bytes, compression: str) -> bytes:
 def open_lines(path: Path, compression: str) -> Any:
     """Open a file of a log for reading, compressed or not; not through a link."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    file = os.fdopen(fd, "rb")
+    return unpacking(os.fdopen(fd, "rb"), compression)
+
+
+def unpacking(file: Any, compression: str) -> Any:
+    """Return a file that yields the lines of another, compressed or not, and closes with it."""
     if compression == ".gz":
         return _Unpacking(gzip.GzipFile(fileobj=file), file)
     return _Unpacking(_zstd().ZstdFile(file, "rb"), file) if compression == ".zst" else file

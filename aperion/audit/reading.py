@@ -48,7 +48,7 @@ class Reading:
     def __iter__(self) -> Iterator[AuditRecord]:
         """Iterate from the beginning, or from the end with ``newest_first``."""
         left = self._query.limit
-        for segment, file in _newest_first(self._log) if self._query.newest_first else _oldest_first(self._log):
+        for segment, file in _newest_first(self._log) if self._query.newest_first else oldest_first(self._log):
             for record in self._records(segment, file):
                 yield record
                 if left is not None and (left := left - 1) == 0:
@@ -122,7 +122,8 @@ def _some(records: Iterator[AuditRecord]) -> list[AuditRecord]:
     return [record for _, record in zip(range(_BATCH), records, strict=False)]
 
 
-def _oldest_first(log: Path) -> Iterator[tuple[Segment, BinaryIO]]:
+def oldest_first(log: Path) -> Iterator[tuple[Segment, BinaryIO]]:
+    """Open the files of a log one after another, whatever is rotated, compressed or removed meanwhile."""
     done = 0
     while True:
         segment = next((s for s in sealed_segments(log) if (s.number or 0) > done), None) or Segment(log, None)
