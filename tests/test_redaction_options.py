@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -120,15 +122,41 @@ def test_a_pattern_with_limits_is_taken(pattern: str, text: str) -> None:
     assert Redactor(patterns={"OWN": pattern}).redact_text(f"see {text}.") == "see [REDACTED_OWN]."
 
 
-@pytest.mark.parametrize("pattern", [r"(a+)+b", r"(a|aa)*c", r".*x.*y", r"[a-z]+@", r"(\d{1,50}){1,50}z", r"(a)\1b"])
-def test_a_pattern_that_can_blow_up_runs_on_re2_or_is_refused(pattern: str) -> None:
+UNBOUNDED = {r"(a+)+b": "aaab", r"(a|aa)*c": "aaac", r".*x.*y": "1x2y", r"[a-z]+@": "ada@"}
+BEYOND_RE2 = (r"(\d{1,50}){1,50}z", r"(a)\1b", r"(?P<one>a)(?P=one)b", r"(?=a+)b", r"(?>a+)b", r"(a)?(?(1)b|c)d")
+
+
+@pytest.mark.parametrize("pattern", [*UNBOUNDED, *BEYOND_RE2])
+def test_a_pattern_that_can_blow_up_is_refused_without_re2(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never on an engine that goes back and forth."""
-    try:
-        redactor = Redactor(patterns={"OWN": pattern})
-    except ConfigurationError as error:
-        assert "linear time" in str(error)  # noqa: PT017 - either way is right, by what is installed
-    else:
-        assert len(redactor.redact_text("a" * 50_000)) < 60_000
+    monkeypatch.setitem(sys.modules, "re2", None)
+
+    with pytest.raises(ConfigurationError, match="can take more than linear time; .* or install aperion-bus"):
+        Redactor(patterns={"OWN": pattern})
+
+
+@pytest.mark.parametrize("pattern", UNBOUNDED)
+def test_a_pattern_that_can_blow_up_runs_on_re2(pattern: str) -> None:
+    """It hides what it matches; what would take the engine of ``re`` seconds or years is done at once."""
+    pytest.importorskip("re2")
+    redactor = Redactor(patterns={"OWN": pattern})
+
+    shown = redactor.redact_text(UNBOUNDED[pattern])
+    start = time.process_time()
+    attacked = redactor.redact_text("a" * 50_000)
+
+    assert shown == "[REDACTED_OWN]"
+    assert time.process_time() - start < 1
+    assert len(attacked) < 60_000
+
+
+@pytest.mark.parametrize("pattern", BEYOND_RE2)
+def test_what_re2_cannot_run_is_refused_with_its_reason(pattern: str) -> None:
+    """References back, looks around, and repeats of repeats."""
+    pytest.importorskip("re2")
+
+    with pytest.raises(ConfigurationError, match="linear time, and re2 refuses it: (?:invalid|bad) "):
+        Redactor(patterns={"OWN": pattern})
 
 
 @pytest.mark.parametrize(

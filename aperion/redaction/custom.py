@@ -63,8 +63,10 @@ def _on_re2(kind: str, pattern: str) -> Any:
     try:
         return re2.compile(pattern, options)
     except re2.error as error:
+        reason = error.args[0]
         raise ConfigurationError(
-            f"the pattern of {kind} can take more than linear time, and re2 refuses it: {error}"
+            f"the pattern of {kind} can take more than linear time, and re2 refuses it: "
+            + (reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason))
         ) from error
 
 
