@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aperion.redaction.checks import is_card
 from aperion.redaction.fields import fields_of
 from aperion.redaction.markers import KEY, Public, Sensitive, kept, kind_marker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Hides = Callable[[str], bool]
 Scrub = Callable[[str, list[str]], str]
@@ -28,6 +31,9 @@ _HELD: Final = frozenset(
     | {"string_value", "stringvalue", "old_value", "oldvalue", "new_value", "newvalue"}
     | {"default", "current", "previous", "old", "new", "before", "after", "from", "to"}
 )
+# What one of pydantic's ErrorDetails quotes, as in FastAPI's "detail", and what tells it from another mapping.
+_INPUTS: Final = frozenset({"input", "ctx"})
+_OF_ERRORS: Final = frozenset({"type", "loc", "msg"})
 
 
 class Role(Enum):
@@ -38,6 +44,7 @@ class Role(Enum):
     HELD = auto()  # hidden when a sibling names something sensitive
     PUBLIC = auto()
     VERSION = auto()  # four numbers with dots are no address here
+    INPUT = auto()  # hidden where its siblings say what was wrong with it
     ABSENT = auto()
 
 
@@ -149,7 +156,14 @@ def _role(name: str) -> Role:
     lowered = name.casefold()
     if lowered in _HELD:
         return Role.HELD
+    if lowered in _INPUTS:
+        return Role.INPUT
     return Role.VERSION if lowered.endswith(_VERSIONS) else Role.PLAIN
+
+
+def tells_of_error(keys: Iterable[Any]) -> bool:
+    """Tell whether the keys of a mapping are those of one error in what pydantic's ``ValidationError.errors()`` returns."""
+    return {key_text(key) for key in keys} >= _OF_ERRORS
 
 
 def key_text(key: Any) -> str | None:

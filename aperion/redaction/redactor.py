@@ -15,9 +15,10 @@ from aperion.redaction.keys import Keys, flattened
 from aperion.redaction.kinds import checked, names
 from aperion.redaction.markers import DROPPED, FAILED, KEY, kept, kind_marker, kind_name
 from aperion.redaction.modes import Mode, Modes, RedactionKey
+from aperion.redaction.rules import Limits, Rules
 from aperion.redaction.text import TextRules
 from aperion.redaction.tracebacks import message_of, traceback_of
-from aperion.redaction.walk import Limits, Rules, Walk
+from aperion.redaction.walk import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -114,6 +115,7 @@ class Redactor:
                 hide=self._hidden,
                 scrub_version=text.redact_version,
                 drops=drops,
+                hides_inputs=default_keys and KEY not in shown,
                 public=public,
             )
 

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
 from pathlib import PurePath
 from time import monotonic
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from pydantic import AnyUrl, BaseModel, PostgresDsn, RootModel, Secret, SecretBytes, SecretStr
@@ -22,8 +22,11 @@ from pydantic_core import MultiHostUrl, Url
 from aperion.redaction.checks import is_card
 from aperion.redaction.fields import is_named_tuple
 from aperion.redaction.markers import CYCLE, DEPTH, DROPPED, FAILED, KEY, REDACTED, SIZE, TIME, kept
-from aperion.redaction.names import NAMING, FieldView, Hides, KeyView, LikeView, Role, Scrub, Verdict, View, key_text
+from aperion.redaction.names import NAMING, LikeView, Role, Verdict, View, key_text, tells_of_error
 from aperion.redaction.tracebacks import message_of
+
+if TYPE_CHECKING:
+    from aperion.redaction.rules import Rules
 
 _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
 _SHORT_ATOMS: Final = _ATOMS - {int, float, Decimal}
@@ -37,64 +40,6 @@ _ADDRESSES: Final = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
 _LISTS: Final = (list, tuple, set, frozenset, deque, Sequence, AbstractSet)
 _PAIR = 2
 _REMEMBERED = 1024
-
-
-class Limits(NamedTuple):
-    """How far a walk goes."""
-
-    depth: int
-    nodes: int
-    seconds: float
-
-
-class HideValue(Protocol):
-    """Returns what stands in place of a value of any class, for its type or for the name it stands under."""
-
-    def __call__(self, kind: str, value: object, found: list[str], name: object = "") -> object:
-        """Note the type, and return what stands in its place."""
-
-
-class Rules:
-    """What one redactor hides; shared by all its walks."""
-
-    # Mutable: failures counts, the caches grow to their bounds.
-    __slots__ = (
-        *("_fields", "_markers", "drops", "failures", "hide", "hides", "limits", "names", "public", "scrub"),
-        "scrub_version",
-    )
-
-    def __init__(  # noqa: PLR0913 - every one is a part of what a redactor is told
-        self,
-        hides: Hides,
-        scrub: Scrub,
-        limits: Limits,
-        *,
-        hide: HideValue,
-        scrub_version: Scrub | None = None,
-        drops: bool = False,
-        markers: bool = True,
-        public: Rules | None = None,
-    ) -> None:
-        self.hides = hides
-        self.scrub = scrub
-        self.scrub_version = scrub_version or scrub
-        self.hide = hide
-        self.drops = drops
-        self.limits = limits
-        self.public = self if public is None else public  # what holds inside a Public field
-        self.failures = 0
-        self.names = KeyView(hides, scrub)
-        self._markers = markers
-        self._fields: dict[type[Any], FieldView] = {}
-
-    def fields(self, kind: type[Any]) -> FieldView:
-        """Return what is known about the fields of a class."""
-        known = self._fields.get(kind)
-        if known is None:
-            if len(self._fields) >= _REMEMBERED:
-                self._fields.clear()
-            known = self._fields[kind] = FieldView(kind, self.hides, markers=self._markers)
-        return known
 
 
 class Walk:
@@ -253,7 +198,11 @@ class Walk:
 
     def _decided(self, verdict: Verdict, value: Any, pairs: Pairs) -> object:
         role = verdict.role
-        if role is Role.HIDDEN or (role is Role.HELD and self._sibling_names_secret(pairs)):
+        if (
+            role is Role.HIDDEN
+            or (role is Role.HELD and self._sibling_names_secret(pairs))
+            or (role is Role.INPUT and self._rules.hides_inputs and tells_of_error(key for key, _ in pairs))
+        ):
             return self._hidden(value, verdict.kind, verdict.name)
         if role is Role.VERSION and isinstance(value, str):
             return self._rules.scrub_version(value, self._found)
