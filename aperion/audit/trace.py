@@ -47,7 +47,7 @@ class TraceDelivery:
 
 @dataclass(frozen=True, slots=True)
 class TraceNote:
-    """Whatever else the log says of an event: that it was dropped, dead-lettered, redriven …"""
+    """Whatever else the log says of an event: that it was dropped, dead-lettered, redriven and so on."""
 
     kind: str
     time: int
@@ -165,14 +165,12 @@ def _built(stories: Mapping[str, _Story]) -> tuple[TraceNode, ...]:
     order = sorted(stories, key=lambda event_id: stories[event_id].seq)
     for event_id in order:
         cause = stories[event_id].cause
-        if cause in stories:
+        if cause is not None and cause in stories:
             caused.setdefault(cause, []).append(event_id)
     # Roots come first; whatever cannot be reached from one stands in a circle, or below one.
     found: set[str] = set()
-    roots = []
-    for event_id in [*(each for each in order if stories[each].cause not in stories), *order]:
-        if event_id not in found:
-            roots.append(_grown(event_id, stories, caused, found))
+    first = [event_id for event_id in order if stories[event_id].cause not in stories]
+    roots = [_grown(event_id, stories, caused, found) for event_id in [*first, *order] if event_id not in found]
     roots.sort(key=lambda node: stories[node.event_id].seq)
     return tuple(roots)
 

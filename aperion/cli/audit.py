@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Group
 from rich.text import Text
 
 from aperion.audit.following import POLL, Following
 from aperion.audit.query import Query
 from aperion.audit.reading import Reading
-from aperion.audit.trace import trace
+from aperion.audit.trace import tree
 from aperion.cli import audit_options as opt
+from aperion.cli.audit_bars import sections
+from aperion.cli.audit_export import Format, write_text
+from aperion.cli.audit_export import export as exported
+from aperion.cli.audit_progress import watched
 from aperion.cli.audit_rows import Rows, json_line, output, remark, skipped
 from aperion.cli.audit_show import shown
+from aperion.cli.audit_stats import census
+from aperion.cli.audit_svg import chart
 from aperion.cli.audit_tree import as_values, drawn
+from aperion.cli.audit_verify import as_values as verification_values
+from aperion.cli.audit_verify import told, verified
 from aperion.cli.screen import safe
 
 if TYPE_CHECKING:
@@ -31,7 +40,7 @@ _NOT_FOUND = 1
 
 
 @audit.callback()
-def about() -> None:
+def about(*, debug: opt.Debug = False) -> None:
     """Read an audit log, search it, draw what one request led to, and check that nobody changed it."""
 
 
@@ -111,7 +120,7 @@ def search(  # noqa: PLR0913 - one for each filter
     reading = Reading(opt.found(log), query)
     with output() as out:
         rows = Rows(out, json_lines=as_json)
-        for record in reading:
+        for record in reading if out.is_terminal else watched(log, reading, "searching", backwards=newest):
             rows.print(record)
     skipped(reading.skipped, log)
 
@@ -141,13 +150,15 @@ def trace_(
     debug: opt.Debug = False,  # noqa: ARG001
 ) -> None:
     """Draw the events with one correlation id as a tree: each below its cause, with handlers, attempts and times."""
-    roots = trace(opt.found(log), correlation_id)
+    reading = Reading(opt.found(log), Query(correlation_id=correlation_id))
+    roots = tree(watched(log, reading, "tracing"))
     with output() as out:
         if as_json:
             print(json_line({"correlation_id": correlation_id, **as_values(roots)}))
         elif roots:
             out.print(Text(f"correlation {safe(correlation_id)}", style="bold"), soft_wrap=True)
             _print(out, drawn(roots, out.width))
+    skipped(reading.skipped, log)
     if not roots:
         _missing(f"no event with the correlation id {correlation_id} in {log}")
 
@@ -165,6 +176,98 @@ def checkpoint(log: opt.Log, *, as_json: opt.Json = False, debug: opt.Debug = Fa
             print(json_line(dict(newest.fields)))
     if newest is None:
         _missing(f"{log} has no checkpoint yet; one is written when the bus stops, and every so many records")
+
+
+@audit.command(short_help="Count, and show how fast it went over time.")
+def stats(
+    log: opt.Log,
+    *,
+    since: opt.Since = None,
+    until: opt.Until = None,
+    svg: opt.Svg = None,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001
+) -> None:
+    """Count the records of LOG by kind, type and outcome, and show rates and latencies over time."""
+    counted = census(opt.found(log), opt.moment(since, "--since"), opt.moment(until, "--until"))
+    if counted is None:
+        _missing(f"{log} has no records in that time")
+        return
+    if svg is not None:
+        write_text(log, svg, chart(counted, log.name))
+    with output() as out:
+        if as_json:
+            print(json_line(counted.to_dict()))
+        else:
+            out.print(Group(*sections(counted)))
+    skipped(counted.skipped, log)
+
+
+@audit.command(short_help="Check that nobody changed it.")
+def verify(
+    log: opt.Log,
+    *,
+    key: opt.Keys = None,
+    checkpoint: opt.Copies = None,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001
+) -> None:
+    """Follow the chain of hashes through all files of LOG, and say where it breaks.
+
+    Exits with 0 if it is whole, with 1 if something is wrong, with 2 if it could not be read.
+    """
+    keys, copies = key or [], checkpoint or []
+    result = verified(opt.found(log), keys, copies)
+    with output() as out:
+        if as_json:
+            print(json_line(verification_values(result)))
+        else:
+            _print(out, told(result, keys, copies))
+    raise typer.Exit(0 if result.ok else _NOT_FOUND)
+
+
+@audit.command(short_help="Write records for other programs.")
+def export(  # noqa: PLR0913 - one for each filter
+    log: opt.Log,
+    *,
+    to: opt.To,
+    form: Annotated[Format, typer.Option("--format", help="What to write.")],
+    types: opt.Types = None,
+    kind: opt.Kinds = None,
+    since: opt.Since = None,
+    until: opt.Until = None,
+    event_id: opt.Id = None,
+    correlation: opt.Correlation = None,
+    source: opt.Source = None,
+    subscription: opt.Subscription = None,
+    state: opt.State = None,
+    text: opt.Words = None,
+    limit: opt.Most = None,
+    newest: opt.Newest = False,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001
+) -> None:
+    """Write the records of LOG that match to a file: CSV, CloudEvents 1.0 as JSON lines, or Parquet with pyarrow."""
+    query = Query(
+        types=opt.listed(types),
+        kinds=opt.listed(kind),
+        since=opt.moment(since, "--since"),
+        until=opt.moment(until, "--until"),
+        event_id=event_id,
+        correlation_id=correlation,
+        source=source,
+        subscription=subscription,
+        state=state,
+        text=text,
+        limit=limit,
+        newest_first=newest,
+    )
+    written, damaged = exported(opt.found(log), query, form, to)
+    if as_json:
+        print(json_line({"written": written, "skipped_lines": damaged, "file": str(to)}), file=sys.stderr)
+    else:
+        remark(f"{written:,} records written to {to}")
+    skipped(damaged, log)
 
 
 def _print(out: Console, lines: Iterable[Text]) -> None:
