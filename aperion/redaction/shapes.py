@@ -1,6 +1,6 @@
 """A short notation for the shapes of tokens: ``ghp_{an 36+}`` is a prefix and 36 letters or digits or more.
 
-One line of it gives the pattern that finds a token, the beginning that makes it worth a look, and a sample.
+One line of it gives the pattern that finds a token, and a sample.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ _ODD: Final = {"b32": "7KD3QA5Z", "letter": "KdQaZxMf", "bech32": "7d3q9zx2"}
 class Shape(NamedTuple):
     """What one line of the notation says."""
 
-    notation: str
-    prefix: str
     regex: str
     sample: str
 
@@ -47,7 +45,7 @@ def shape(notation: str) -> Shape:
         at = part.end()
         pattern += re.escape(literal) + _repeated(part, last=at == len(notation))
         sample += literal + _filled(part["set"], int(part["least"]))
-    return Shape(notation, notation.partition("{")[0], pattern + re.escape(notation[at:]), sample + notation[at:])
+    return Shape(pattern + re.escape(notation[at:]), sample + notation[at:])
 
 
 def _repeated(part: re.Match[str], *, last: bool) -> str:

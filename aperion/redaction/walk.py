@@ -61,11 +61,11 @@ class Walk:
         if kind is str:
             return self._rules.scrub(value, self._found)
         if kind in _ATOMS:
-            return self._number(value) if kind in _NUMBERS and not _LOW < value < _HIGH else value
+            return self.number(value) if kind in _NUMBERS and not _LOW < value < _HIGH else value
         return self._read(value)
 
-    def _number(self, value: Any) -> object:
-        """Hide a number that is one of a card."""
+    def number(self, value: Any) -> object:
+        """Keep a number, unless it is one of a card."""
         if not _HIGH <= value < _HIGHEST or value != int(value) or self._rules.public is self._rules:
             return value
         number = str(int(value))
@@ -158,10 +158,6 @@ class Walk:
         """Keep a member, unless its value has something to hide."""
         shown = self.value(value.value) if isinstance(value.value, str | int) else value.value
         return value if shown == value.value else shown
-
-    def number(self, value: Any) -> object:
-        """Keep a number in a class of its own, unless it is one of a card."""
-        return self._number(value)
 
     def path(self, value: PurePath) -> object:
         """Keep a path, unless its text has something to hide."""
