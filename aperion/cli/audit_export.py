@@ -10,6 +10,7 @@ from enum import StrEnum
 from importlib import import_module
 from typing import IO, TYPE_CHECKING, Any
 
+from aperion.audit.query import Query
 from aperion.audit.reading import Reading
 from aperion.audit.segments import segments
 from aperion.cli.audit_cloudevents import cloud_event, rfc_3339
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from aperion.audit.query import AuditRecord, Query
+    from aperion.audit.query import AuditRecord
 
 STDOUT = "-"
 COLUMNS = (
