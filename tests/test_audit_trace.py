@@ -126,6 +126,23 @@ def test_an_event_known_only_by_its_outcome_is_there_without_its_payload(tmp_pat
     assert [(d.subscription, d.attempts[0].duration) for d in root.deliveries] == [("pay", 0.25), ("ship", 0.25)]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"event_id": 7},
+        {"event_id": ["a"]},
+        {"causation_id": ["a"], "source": {"b": 1}, "type": 3},
+        {"kind": "outcome", "attempt": "x", "duration": "y", "state": None, "subscription": [1], "error": {}},
+        {"kind": "outcome", "attempt": 1e308, "duration": -1},
+        {"kind": 5, "detail": 7},
+    ],
+)
+def test_records_that_somebody_else_wrote_do_not_hide_the_others(tmp_path: Path, odd: dict[str, Any]) -> None:
+    log = write(tmp_path / "events.jsonl", accepted("a"), {**accepted("odd"), **odd}, accepted("b", "a"))
+
+    assert [each for each in shape(trace(log, "req-1")) if each[1] in "ab"] == [(0, "a"), (1, "b")]
+
+
 def test_a_damaged_line_is_left_out_and_the_rest_is_there(tmp_path: Path) -> None:
     log = write(tmp_path / "events.jsonl", accepted("a"), accepted("b", "a"), accepted("c", "b"))
     lines = log.read_bytes().splitlines(keepends=True)

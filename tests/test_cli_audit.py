@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import orjson
 import pytest
 
 import aperion
@@ -323,6 +324,41 @@ def test_no_control_character_of_the_data_is_printed(log: Path, arguments: tuple
 
     assert done.returncode == 0
     assert not RAW.search(done.stdout)
+
+
+ODD = [
+    {},
+    {"kind": 5, "detail": [1]},
+    {"attempt": "x", "duration": "y", "state": None, "subscription": [1]},
+    {"event_id": 7, "type": ["x"]},
+    {"kind": "accepted", "headers": 5, "source": {"a": 1}, "type": "", "causation_id": ["a"], "payload": HOSTILE},
+    {"error_type": 5, "error": {HOSTILE: 1}, "source": [HOSTILE]},
+    {"kind": HOSTILE, "event_id": HOSTILE, "type": HOSTILE, "subscription": HOSTILE, "state": HOSTILE},
+    {"subscription": HOSTILE, "state": HOSTILE, "duration": 1e308, "hops": HOSTILE, "key": HOSTILE},
+]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tail",), ("search",), ("show", "a"), ("show", HOSTILE), ("trace", "r"), ("trace", "r", "--json"), ("stats",),
+        ("stats", "--svg", "/dev/null"), ("export", "--format", "csv", "-o", "-"),
+        ("export", "--format", "cloudevents", "-o", "-"),
+    ],
+)  # fmt: skip
+def test_records_that_somebody_else_wrote_are_shown_without_their_control_characters(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    command, *rest = arguments
+    first = {"time": 10**18, "kind": "outcome", "event_id": "a", "type": "a.b", "correlation_id": "r", "hops": 0}
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"".join(seal([orjson.dumps({**first, **odd}) + b"\n" for odd in ODD], START)[0]))
+
+    done = run(command, path, *rest)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert not RAW.search(done.stdout.replace("\r\n", "\n"))
 
 
 def test_a_terminal_gets_colours_and_with_no_color_none(log: Path) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from aperion.audit.reading import AuditRecord
 
 _ACCEPTED, _OUTCOME = "accepted", "outcome"
+_MOST = 1e9  # seconds or attempts that are believed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,7 @@ def tree(records: Iterable[AuditRecord]) -> tuple[TraceNode, ...]:
     """Return what some records say, as trees."""
     stories: dict[str, _Story] = {}
     for record in records:
-        if record.event_id is not None:
+        if isinstance(record.event_id, str):
             story = stories.get(record.event_id)
             if story is None:
                 story = stories[record.event_id] = _Story(record)
@@ -127,8 +128,8 @@ class _Story:
 
     def add(self, record: AuditRecord) -> None:
         fields = record.fields
-        self.source = self.source or fields.get("source")
-        self.cause = self.cause or fields.get("causation_id")
+        self.source = self.source or _text(fields.get("source"))
+        self.cause = self.cause or _text(fields.get("causation_id"))
         if record.kind == _ACCEPTED:
             self.time, self.payload = record.time, fields.get("payload")
         elif record.kind == _OUTCOME:
@@ -151,13 +152,24 @@ class _Story:
 
 def _attempt(fields: Mapping[str, Any], ended: int) -> TraceAttempt:
     return TraceAttempt(
-        number=int(fields.get("attempt", 0)),
+        number=int(_number(fields.get("attempt"))),
         state=str(fields.get("state")),
-        duration=float(fields.get("duration", 0.0)),
+        duration=_number(fields.get("duration")),
         ended=ended,
-        error_type=fields.get("error_type"),
-        error=fields.get("error"),
+        error_type=_text(fields.get("error_type")),
+        error=_text(fields.get("error")),
     )
+
+
+# What follows is for records that somebody else wrote into the log: whatever they hold, the others are shown.
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and 0 <= value < _MOST else 0.0
 
 
 def _built(stories: Mapping[str, _Story]) -> tuple[TraceNode, ...]:

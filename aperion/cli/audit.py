@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Group
@@ -192,7 +192,6 @@ def stats(
     counted = census(opt.found(log), opt.moment(since, "--since"), opt.moment(until, "--until"))
     if counted is None:
         _missing(f"{log} has no records in that time")
-        return
     if svg is not None:
         write_text(log, svg, chart(counted, log.name))
     with output() as out:
@@ -275,6 +274,6 @@ def _print(out: Console, lines: Iterable[Text]) -> None:
         out.print(line, soft_wrap=True)
 
 
-def _missing(text: str) -> None:
+def _missing(text: str) -> NoReturn:
     remark(text)
     raise typer.Exit(_NOT_FOUND)

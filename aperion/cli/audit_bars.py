@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aperion.cli.audit_rows import STYLES, clock, seconds
+from aperion.cli.audit_stats import SLICES
 from aperion.cli.screen import safe
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from aperion.cli.audit_stats import Census, Slice
 
 _SHOWN = 20
-_BAR = 24
+_BAR, _NARROW = 24, 15  # columns; two narrow ones and their numbers fit a terminal of 80
+_DAY = 86_400
 _PARTS = " ▏▎▍▌▋▊▉█"
 _STATES = ("ok", "failed", "timed_out", "skipped")
 
@@ -79,13 +81,20 @@ def _over_time(census: Census) -> Table:
 
 
 def _row(piece: Slice, width: float, most: int, slowest: float) -> Iterator[Text | str]:
-    yield clock(piece.start)
+    yield _stamp(piece.start, width)
     yield f"{piece.accepted / width:,.3g}" if piece.accepted / width < 1000 else f"{piece.accepted / width:,.0f}"
-    yield Text(f"{bar(piece.accepted, most):<{_BAR}}", style="cyan")
+    yield Text(f"{bar(piece.accepted, most, _NARROW):<{_NARROW}}", style="cyan")
     yield Text(f"{piece.failed:,}", style="red" if piece.failed else "")
     yield seconds(piece.p50)
     yield seconds(piece.p99)
-    yield Text(bar(piece.p99 or 0.0, slowest), style="yellow")
+    yield Text(bar(piece.p99 or 0.0, slowest, _NARROW), style="yellow")
+
+
+def _stamp(time_ns: int, width: float) -> str:
+    # As much of the time as tells two rows apart; the first line of the report has all of it.
+    if width < 1:
+        return clock(time_ns)[11:]
+    return clock(time_ns)[11:19] if width * SLICES < _DAY else clock(time_ns)[5:16]
 
 
 def bar(value: float, most: float, width: int = _BAR) -> str:

@@ -28,6 +28,7 @@ _OF_EVERY_RECORD = frozenset(
     {"v", "seq", "time", "kind", "hash", "event_id", "type", "key", "source", "correlation_id", "causation_id", "hops"}
 )
 _UNITS = ((1e-6, "µs"), (1e-3, "ms"), (1, "s"))
+_LONG = 1e9
 _SHORTEST_IN_NEXT = 999.5  # what three digits would round up to the next unit
 
 
@@ -52,7 +53,7 @@ def seconds(value: float | None) -> str:
     for size, unit in _UNITS:
         if value < size * _SHORTEST_IN_NEXT:
             return f"{value / size:.3g} {unit}"
-    return f"{value:,.0f} s"
+    return f"{value:,.0f} s" if value < _LONG else f"{value:.3g} s"
 
 
 def screen(file: IO[str]) -> Console:

@@ -21,6 +21,7 @@ SLICES = 24
 
 _MOST_NAMES = 10_000
 _OTHERS = "(others)"
+_LONGEST = 1e9  # seconds that are believed of a record, which may be somebody else's
 _NANOSECONDS = 1_000_000_000
 
 
@@ -92,7 +93,7 @@ class Census:
         states, durations = self.handlers.setdefault(handler, (Counter(), Durations()))
         states[state] += 1
         duration = fields.get("duration")
-        if state != "skipped" and isinstance(duration, int | float):
+        if state != "skipped" and isinstance(duration, int | float) and 0 <= duration < _LONGEST:
             for each in (durations, piece.durations, self.durations):
                 each.add(duration)
 
