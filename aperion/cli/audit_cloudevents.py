@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from aperion.cli.screen import safe
+from aperion.cli.audit_rows import clean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +76,7 @@ def _rest(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     # Control characters are not allowed in attributes; neither is an empty text where one is required.
-    return safe(value, 10_000) or "-"
+    return clean(value, 10_000) or "-"
 
 
 def _reference(source: object, log: str) -> str:

@@ -15,8 +15,7 @@ from aperion.audit.reading import Reading
 from aperion.audit.segments import segments
 from aperion.cli.audit_cloudevents import cloud_event, rfc_3339
 from aperion.cli.audit_progress import watched
-from aperion.cli.audit_rows import json_line
-from aperion.cli.screen import safe
+from aperion.cli.audit_rows import clean, json_line
 from aperion.errors import ApplicationError
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def cell(name: str, value: object) -> object:
         return ""
     if name in _NUMBERS and isinstance(value, int | float):
         return value
-    text = safe(value, _LONGEST)
+    text = clean(value, _LONGEST)
     return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
 
 
