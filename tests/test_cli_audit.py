@@ -398,6 +398,18 @@ def test_a_wrong_option_is_one_line_and_exit_2(log: Path, arguments: tuple[str, 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["verify", "search"])
+def test_a_log_that_cannot_be_read_is_one_line_and_exit_2(log: Path, tmp_path: Path, command: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(log.read_bytes())
+    (tmp_path / "events.000001.jsonl").mkdir()
+
+    done = run(command, path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("error: a file could not be read or written: Is a directory.*\n", done.stderr)
+
+
 @pytest.mark.parametrize("command", ["search", "stats"])
 def test_a_pipe_that_is_closed_ends_it_quietly(log: Path, command: str) -> None:
     shell = f"{sys.executable} -m aperion.cli audit {command} {log} | true"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Group
 from rich.text import Text
+from typer.core import TyperGroup
 
 from aperion.audit.following import POLL, Following
 from aperion.audit.query import Query
@@ -27,6 +28,7 @@ from aperion.cli.audit_tree import as_values, drawn
 from aperion.cli.audit_verify import as_values as verification_values
 from aperion.cli.audit_verify import told, verified
 from aperion.cli.screen import safe
+from aperion.errors import AperionError, ApplicationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +36,24 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-audit = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+class _Commands(TyperGroup):
+    """Runs a command, and says in one line which file could not be read or written."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # click's own class, under typer's name
+        try:
+            return super().invoke(ctx)
+        except (AperionError, BrokenPipeError):
+            raise
+        except OSError as error:
+            where = f" ({error.filename})" if isinstance(error.filename, str) else f" (in {ctx.invoked_subcommand})"
+            reason = f"{error.strerror or error}{where}"
+            raise ApplicationError(
+                f"a file could not be read or written: {reason}; see what it is and whose"
+            ) from error
+
+
+audit = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _NOT_FOUND = 1
 
