@@ -127,6 +127,9 @@ PIECES = (
         "=>",
         ":=",
         "$",
+        "Authorization: SSWS ",
+        "datadog",
+        "7kd3qa9zx2mf5wb8",
         "${X}",
         "<",
         ">",
@@ -347,6 +350,16 @@ ATTACKS = (
         "4111111111111111 ",
         "a@b.co ",
         "name: password value: ",
+    ),
+    *(
+        "Authorization: Odd ",
+        "Authorization: Odd a1",
+        "datadog=a1-",
+        "datadog: 7kd3qa9zx2mf5w.",
+        "<heroku>a1</heroku>",
+        "--twilio a1b2c3d4e5f6a7 ",
+        '-----BEGIN PRIVATE KEY-----\nComment: \\"',
+        "-----BEGIN PRIVATE KEY-----\nComment: a\\",
     ),
 )
 

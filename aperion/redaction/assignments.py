@@ -13,7 +13,7 @@ from aperion.redaction.expressions import is_expression, is_placeholder
 from aperion.redaction.keys import flattened
 from aperion.redaction.marks import FIRST, LAST
 from aperion.redaction.notations import hide_cookies
-from aperion.redaction.vendors import may_hold_key
+from aperion.redaction.vendors import may_hold_key, random_end
 
 if TYPE_CHECKING:
     from aperion.redaction.keys import Keys
@@ -31,6 +31,9 @@ _SIGN = re.compile("=|:(?!//)|%3")
 _SCHEMES: Final = "bearer|basic|token|digest|apikey|api-key|api-token|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
 _PARAMETERS = re.compile(r"(?:digest|hawk|oauth|mac|hmac[\w\-]*|aws4-hmac-sha256|signature)[ \t]", re.IGNORECASE)
 _SCHEME = re.compile(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNORECASE)
+_ODD_SCHEME = re.compile(  # SSWS, GenieKey, SharedKey: any word, when what follows it is no other
+    r"[A-Za-z][\w\-]{1,31}[ \t]{1,8}(?=[\w.+/=~:\-]{16})(?=[^\s\d]{0,64}\d)"
+)
 _WORDS_BEFORE = re.compile(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number
 _OPENING = re.compile(r"""[bBrRuUfF]{0,2}(?P<slashes>\\{0,8})(?P<quote>\"{3}|'{3}|["'`])""")
 _NOTHING = re.compile(
@@ -62,11 +65,6 @@ _INPUT_OF_PYDANTIC = "input_value"
 _OF_HTML: Final = "accesskey"  # the attribute: one letter for the keyboard
 _LONGEST_PHRASE = 50
 _COOKIES: Final = ("cookie", "cookies")
-_RANDOM = re.compile(  # fourteen characters or more, with a digit and a letter among them
-    r"""[\"'`]{0,4}(?=[^A-Za-z\s"'`]{0,64}[A-Za-z])(?=[^\d\s"'`]{0,64}\d)[\w=.+/:~\-]{14,512}+(?=[\s"'`;,&)\]}\\<]|\Z)
-    |[\\"'`]{0,4}[0-9a-f]{8}:[0-9a-f]{8}(?!\w)""",
-    re.VERBOSE,
-)
 _AUTHORIZATION: Final = "authorization"
 _WHOLE_LINES: Final = (*_COOKIES, "passphrase", "mnemonic", "phrase")
 """The ends of names whose values have several words when they are not quoted."""
@@ -93,8 +91,8 @@ def hide_assigned(text: str, keys: Keys, hide: Hide) -> str:
 
 def _random_end(text: str, named: re.Match[str]) -> int:
     """Return the end of a random value under the name of a service, as in 'plaid_client: 5f3a…', or 0."""
-    value = _RANDOM.match(text, named.end())
-    return value.end() if value is not None and may_hold_key(named["name"]) else 0
+    end = random_end(text, named.end())
+    return end if end and may_hold_key(named["name"]) else 0
 
 
 def _hidden(value: str, named: re.Match[str], hide: Hide) -> str:
@@ -189,6 +187,8 @@ def _bare_end(text: str, at: int, named: re.Match[str]) -> int:
     if named["sign"] == ":" and not named["quote"] and (words := _words_of_line(text, at, named)):
         return words
     scheme = _SCHEME.match(text, at)
+    if scheme is None and flattened(named["name"]).endswith(_AUTHORIZATION):
+        scheme = _ODD_SCHEME.match(text, at)
     end = _plain_end(text, at if scheme is None else scheme.end())
     annotated = _ANNOTATED.match(text, end) if named["sign"] == ":" else None
     if annotated is None:

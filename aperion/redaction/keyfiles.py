@@ -14,7 +14,7 @@ _PUTTY = re.compile(r"Private-Lines: {0,4}\d{1,4}(?=\s|\\)")
 # The rest of a key that was cut off: headers, then lines in base64, the last of them short.
 _BODY = re.compile(
     r"""(?:(?:[\s"'+,>|\#]|\\+[nrt"'])*+
-        (?:[A-Z][\w\-]{2,20}:[ ][^\r\n\\]{0,200}(?=[\r\n\\])|[A-Za-z0-9+/=]{16,}+(?!\w)))*+
+        (?:[A-Z][\w\-]{2,20}:[ ](?:[^\r\n\\]|\\++["']){0,200}+(?=[\r\n\\])|[A-Za-z0-9+/=]{16,}+(?!\w)))*+
     (?:[ \t\r]*+(?:\n|\\+n)[\s>|+\#]{0,64}[A-Za-z0-9+/]{1,76}={0,2}(?=[ \t]*+(?:\Z|["'\\\r\n])))?""",
     re.VERBOSE,
 )

@@ -7,6 +7,8 @@ import string
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
+from aperion.redaction.vendors import is_random, names_key
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -128,6 +130,10 @@ class Keys:
         if known is not None:
             return known
         return self.may_hide(name) and self._learned(name)
+
+    def hides_value(self, name: str, value: str) -> bool:
+        """Tell whether a value is sensitive under a name, for the name, or as a random value under that of a service."""
+        return self.hides(name) or (self._defaults and is_random(value) and names_key(name))
 
     def may_hide(self, name: str) -> bool:
         """Tell, at little cost, whether ``hides`` has to look at a name, or at words that end with it."""

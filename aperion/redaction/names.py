@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from aperion.redaction.checks import is_card
 from aperion.redaction.fields import fields_of
 from aperion.redaction.markers import KEY, Public, Sensitive, kept, kind_marker
+from aperion.redaction.vendors import names_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,6 +46,7 @@ class Role(Enum):
     PUBLIC = auto()
     VERSION = auto()  # four numbers with dots are no address here
     INPUT = auto()  # hidden where its siblings say what was wrong with it
+    SERVICE = auto()  # hidden when it is random, as a key is
     ABSENT = auto()
 
 
@@ -158,7 +160,9 @@ def _role(name: str) -> Role:
         return Role.HELD
     if lowered in _INPUTS:
         return Role.INPUT
-    return Role.VERSION if lowered.endswith(_VERSIONS) else Role.PLAIN
+    if lowered.endswith(_VERSIONS):
+        return Role.VERSION
+    return Role.SERVICE if names_key(name) else Role.PLAIN
 
 
 def tells_of_error(keys: Iterable[Any]) -> bool:

@@ -115,16 +115,16 @@ def _named(found: re.Match[str], keys: Keys, hide: Hide) -> str:
     name = found["name"]
     if found.string[found.start() - 1 : found.start()] == "%":
         name = name[2:]  # the rest of %22 or %26
-    return _replaced(found, "value", "KEY", hide) if keys.hides(name) else found[0]
+    return _replaced(found, "value", "KEY", hide) if keys.hides_value(name, found["value"].rstrip()) else found[0]
 
 
 def _name_and_value(found: re.Match[str], keys: Keys, hide: Hide) -> str:
     group = next(name for name in ("double", "single", "bare") if found[name] is not None)
-    return _replaced(found, group, "KEY", hide) if keys.hides(found["name"]) else found[0]
+    return _replaced(found, group, "KEY", hide) if keys.hides_value(found["name"], found[group]) else found[0]
 
 
 def _paired(found: re.Match[str], keys: Keys, hide: Hide) -> str:
-    if not keys.hides(found["name"]):
+    if not keys.hides_value(found["name"], found["value"]):
         return found[0]
     # ["password", "email"] is a list of names.
     if _IDENTIFIER.fullmatch(found["value"]) and (found["open"] == "[" or _is_list_of_names(found, keys)):
@@ -137,9 +137,8 @@ def _is_list_of_names(found: re.Match[str], keys: Keys) -> bool:
 
 
 def _flag(found: re.Match[str], keys: Keys, hide: Hide) -> str:
-    if not keys.hides(found["name"]):
-        return found[0]
-    return _replaced(found, "quoted" if found["q"] else "bare", "KEY", hide)
+    group = "quoted" if found["q"] else "bare"
+    return _replaced(found, group, "KEY", hide) if keys.hides_value(found["name"], found[group]) else found[0]
 
 
 def _replaced(found: re.Match[str], group: str, kind: str, hide: Hide) -> str:

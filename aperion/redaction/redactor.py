@@ -115,7 +115,7 @@ class Redactor:
                 hide=self._hidden,
                 scrub_version=text.redact_version,
                 drops=drops,
-                hides_inputs=default_keys and KEY not in shown,
+                default_names=default_keys and KEY not in shown,
                 public=public,
             )
 

@@ -29,7 +29,7 @@ class Rules:
 
     # Mutable: failures counts, the caches grow to their bounds.
     __slots__ = (
-        *("_fields", "_markers", "drops", "failures", "hide", "hides", "hides_inputs", "limits", "names", "public"),
+        *("_fields", "_markers", "default_names", "drops", "failures", "hide", "hides", "limits", "names", "public"),
         *("scrub", "scrub_version"),
     )
 
@@ -42,7 +42,7 @@ class Rules:
         hide: HideValue,
         scrub_version: Scrub | None = None,
         drops: bool = False,
-        hides_inputs: bool = False,
+        default_names: bool = False,
         markers: bool = True,
         public: Rules | None = None,
     ) -> None:
@@ -51,7 +51,7 @@ class Rules:
         self.scrub_version = scrub_version or scrub
         self.hide = hide
         self.drops = drops
-        self.hides_inputs = hides_inputs  # of what pydantic refused
+        self.default_names = default_names  # whether names mean what they mean to everybody
         self.limits = limits
         self.public = self if public is None else public  # what holds inside a Public field
         self.failures = 0

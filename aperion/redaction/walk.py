@@ -24,6 +24,7 @@ from aperion.redaction.fields import is_named_tuple
 from aperion.redaction.markers import CYCLE, DEPTH, DROPPED, FAILED, KEY, REDACTED, SIZE, TIME, kept
 from aperion.redaction.names import NAMING, LikeView, Role, Verdict, View, key_text, tells_of_error
 from aperion.redaction.tracebacks import message_of
+from aperion.redaction.vendors import is_random
 
 if TYPE_CHECKING:
     from aperion.redaction.rules import Rules
@@ -194,15 +195,21 @@ class Walk:
 
     def _decided(self, verdict: Verdict, value: Any, pairs: Pairs) -> object:
         role = verdict.role
-        if (
-            role is Role.HIDDEN
-            or (role is Role.HELD and self._sibling_names_secret(pairs))
-            or (role is Role.INPUT and self._rules.hides_inputs and tells_of_error(key for key, _ in pairs))
-        ):
+        if role is Role.HIDDEN or self._is_told(role, value, pairs):
             return self._hidden(value, verdict.kind, verdict.name)
         if role is Role.VERSION and isinstance(value, str):
             return self._rules.scrub_version(value, self._found)
         return self._in_public(value) if role is Role.PUBLIC else self.value(value)
+
+    def _is_told(self, role: Role, value: object, pairs: Pairs) -> bool:
+        """Tell whether a value is hidden for what it is, or for what stands beside it."""
+        if role is Role.HELD:
+            return self._sibling_names_secret(pairs)
+        if not self._rules.default_names:
+            return False
+        if role is Role.INPUT:
+            return tells_of_error(key for key, _ in pairs)
+        return role is Role.SERVICE and isinstance(value, str) and is_random(value)
 
     def _hidden(self, value: object, kind: str, name: object = "") -> object:
         return None if value is None else self._rules.hide(kind, value, self._found, name)
