@@ -21,10 +21,12 @@ import pytest
 
 import aperion
 from aperion.audit.chain import START, seal
+from aperion.audit.query import Query
 from aperion.audit.signing import SigningKey
 from aperion.cli.audit_bars import bar
 from aperion.cli.audit_export import cell
 from aperion.cli.audit_options import moment
+from aperion.cli.audit_progress import Watched
 from aperion.errors import ApplicationError
 
 COMMAND = (sys.executable, "-m", "aperion.cli", "audit")
@@ -43,6 +45,25 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
         timeout=60,
         check=False,
     )
+
+
+def with_terminal_for_errors(*arguments: object) -> tuple[bytes, str]:
+    """Return what a pipe on standard output gets, and the terminal on standard error."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        stdin=subprocess.DEVNULL,
+        env={**ENVIRONMENT, "COLUMNS": "140", "TERM": "xterm-256color"},
+    ) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        out = process.stdout.read()
+        assert process.wait(30) == 0
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    return out, shown
 
 
 def on_terminal(*arguments: object, **environment: str) -> str:
@@ -150,6 +171,52 @@ def test_search_from_the_end_stops_at_its_limit(log: Path, records: list[dict[st
     assert lines(run("search", log, "--newest", "-n", 2, "--json")) == records[:-3:-1]
 
 
+@pytest.mark.parametrize("arguments", [("search",), ("search", "--json"), ("export", "--format", "csv", "-o", "-")])
+def test_what_a_pipe_gets_does_not_depend_on_the_progress_beside_it(log: Path, arguments: tuple[str, ...]) -> None:
+    command, *rest = arguments
+
+    out, shown = with_terminal_for_errors(command, log, *rest)
+
+    assert out.decode().splitlines() == run(command, log, *rest).stdout.splitlines()
+    assert "ing" in shown
+    assert "order.placed" not in shown
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_progress_goes_on_where_nothing_matches(tmp_path: Path, newest: bool) -> None:
+    body = b'{"time":1,"kind":"accepted","event_id":"a","type":"a.b","correlation_id":"r","payload":"%b"}\n' % (
+        b"x" * 1000
+    )
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"".join(seal([body] * 2000, START)[0]))
+    told: list[int] = []
+
+    class Telling(Watched):
+        def _tell(self, done: int) -> None:
+            super()._tell(done)
+            told.append(done)
+
+    with Telling(path, Query(text="nothing", newest_first=newest), "searching") as reading:
+        assert list(reading) == []
+
+    assert len(told) > 5
+    assert told == sorted(told)
+    assert told[-1] == path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [(["--kind", "acepted"], "did you mean 'accepted'"), (["--state", "?"], "choose from failed, ok")],
+)
+def test_a_kind_or_state_that_no_log_has_is_an_error_and_not_an_empty_answer(
+    log: Path, options: list[str], hint: str
+) -> None:
+    done = run("search", log, *options)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert hint in done.stderr
+
+
 def test_show_tells_all_about_one_event_and_exits_with_1_without_it(log: Path, records: list[dict[str, Any]]) -> None:
     event_id = next(r["event_id"] for r in records if r.get("type") == "payment.taken")
 
@@ -251,6 +318,24 @@ def test_a_checkpoint_kept_elsewhere_shows_that_the_end_was_cut(tmp_path: Path) 
     assert "truncated" in cut.stdout
 
 
+def test_the_end_kept_elsewhere_shows_that_one_record_was_cut(tmp_path: Path) -> None:
+    path, kept = tmp_path / "events.jsonl", tmp_path / "kept.json"
+    anyio.run(_fill, path, None)
+    rows = path.read_bytes().splitlines(keepends=True)
+    kept.write_text(run("checkpoint", path, "--at-end").stdout, encoding="ascii")
+    whole = run("verify", path, "--checkpoint", kept)
+
+    path.write_bytes(b"".join(rows[:-1]))
+    cut = run("verify", path, "--checkpoint", kept)
+
+    last = json.loads(rows[-1])
+    told = json.loads(kept.read_text(encoding="ascii"))
+    assert (told["count"], told["last"], told["log"]) == (last["seq"], last["hash"], json.loads(rows[0])["log"])
+    assert whole.returncode == 0, whole.stdout
+    assert cut.returncode == 1
+    assert "truncated" in cut.stdout
+
+
 def test_checkpoint_exits_with_1_where_there_is_none(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
@@ -285,6 +370,8 @@ def test_csv_cells_are_no_formulas_and_hold_no_control_characters(log: Path, tmp
     assert not any(value.startswith(("=", "+", "-", "@")) for row in rows for value in row.values())
     assert not RAW.search("".join(value for row in rows for value in row.values()))
     assert file.stat().st_mode & 0o777 == 0o600
+    (told,) = lines(run("export", log, "--format", "csv", "-o", file, "--json"))
+    assert told == {"written": len(log.read_bytes().splitlines()), "skipped_lines": 0, "file": str(file)}
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\uff1d1", "\t=1", "\r=1", "\n@x"])
@@ -307,6 +394,9 @@ def test_export_refuses_to_overwrite_the_log_and_says_what_parquet_needs(log: Pa
 
     assert over.returncode == 2
     assert log.read_bytes() == before
+    for name in ("events.000007.jsonl", "events.000007.jsonl.idx", "events.jsonl.ring"):
+        assert run("export", log, "--format", "csv", "-o", log.with_name(name)).returncode == 2
+        assert not log.with_name(name).exists()
     (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError('pyarrow')", encoding="ascii")
     path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
     parquet = run("export", log, "--format", "parquet", "-o", tmp_path / "x", PYTHONPATH=path)

@@ -17,16 +17,16 @@ from aperion.audit.reading import Reading
 from aperion.audit.trace import tree
 from aperion.cli import audit_options as opt
 from aperion.cli.audit_bars import sections
-from aperion.cli.audit_export import Format, write_text
+from aperion.cli.audit_export import STDOUT, Format, write_text
 from aperion.cli.audit_export import export as exported
-from aperion.cli.audit_progress import watched
+from aperion.cli.audit_progress import Watched
 from aperion.cli.audit_rows import Rows, json_line, output, remark, skipped
 from aperion.cli.audit_show import shown
 from aperion.cli.audit_stats import census
 from aperion.cli.audit_svg import chart
 from aperion.cli.audit_tree import as_values, drawn
 from aperion.cli.audit_verify import as_values as verification_values
-from aperion.cli.audit_verify import told, verified
+from aperion.cli.audit_verify import end_of, newest_checkpoint, told, verified
 from aperion.cli.screen import safe
 from aperion.errors import AperionError, ApplicationError
 
@@ -124,22 +124,21 @@ def search(  # noqa: PLR0913 - one for each filter
     """
     query = Query(
         types=opt.listed(types),
-        kinds=opt.listed(kind),
+        kinds=opt.kinds(kind),
         since=opt.moment(since, "--since"),
         until=opt.moment(until, "--until"),
         event_id=event_id,
         correlation_id=correlation,
         source=source,
         subscription=subscription,
-        state=state,
+        state=opt.state(state),
         text=text,
         limit=limit,
         newest_first=newest,
     )
-    reading = Reading(opt.found(log), query)
-    with output() as out:
+    with output() as out, Watched(opt.found(log), query, "searching", aside=out.is_terminal) as reading:
         rows = Rows(out, json_lines=as_json)
-        for record in reading if out.is_terminal else watched(log, reading, "searching", backwards=newest):
+        for record in reading:
             rows.print(record)
     skipped(reading.skipped, log)
 
@@ -147,8 +146,8 @@ def search(  # noqa: PLR0913 - one for each filter
 @audit.command(short_help="Show all that became of one event.")
 def show(log: opt.Log, event_id: opt.EventId, *, as_json: opt.Json = False, debug: opt.Debug = False) -> None:  # noqa: ARG001
     """Show one event of LOG with its payload, attempts and whatever else happened to it; exits with 1 if it is not there."""
-    reading = Reading(opt.found(log), Query(event_id=event_id))
-    records = list(reading)
+    with Watched(opt.found(log), Query(event_id=event_id), "searching") as reading:
+        records = list(reading)
     with output() as out:
         if as_json:
             for record in records:
@@ -169,8 +168,8 @@ def trace_(
     debug: opt.Debug = False,  # noqa: ARG001
 ) -> None:
     """Draw the events with one correlation id as a tree: each below its cause, with handlers, attempts and times."""
-    reading = Reading(opt.found(log), Query(correlation_id=correlation_id))
-    roots = tree(watched(log, reading, "tracing"))
+    with Watched(opt.found(log), Query(correlation_id=correlation_id), "tracing") as reading:
+        roots = tree(reading)
     with output() as out:
         if as_json:
             print(json_line({"correlation_id": correlation_id, **as_values(roots)}))
@@ -183,18 +182,26 @@ def trace_(
 
 
 @audit.command(short_help="Print the newest checkpoint.")
-def checkpoint(log: opt.Log, *, as_json: opt.Json = False, debug: opt.Debug = False) -> None:  # noqa: ARG001
+def checkpoint(
+    log: opt.Log,
+    *,
+    at_end: opt.AtEnd = False,
+    as_json: opt.Json = False,  # noqa: ARG001 - it always is
+    debug: opt.Debug = False,  # noqa: ARG001
+) -> None:
     """Print the newest checkpoint of LOG as JSON, to be kept on another machine; exits with 1 if there is none.
 
-    Handed to verify --checkpoint, it shows whether the end of the log was cut off since.
+    Handed to verify --checkpoint, it shows whether the end of the log was cut off since. With --at-end it
+    reaches to the last record there is now, and has no signature.
     """
-    query = Query(kinds=("checkpoint",), newest_first=True, limit=1)
+    opt.found(log)
     with output():
-        newest = next(iter(Reading(opt.found(log), query)), None)
-        if newest is not None:
-            print(json_line(dict(newest.fields)))
-    if newest is None:
-        _missing(f"{log} has no checkpoint yet; one is written when the bus stops, and every so many records")
+        found = end_of(log) if at_end else newest_checkpoint(log)
+        if found is not None:
+            print(json_line(found))
+    if found is None:
+        later = "one is written when the bus stops, and every so many records; --at-end needs none"
+        _missing(f"{log} has no record" if at_end else f"{log} has no checkpoint yet; {later}")
 
 
 @audit.command(short_help="Count, and show how fast it went over time.")
@@ -268,21 +275,22 @@ def export(  # noqa: PLR0913 - one for each filter
     """Write the records of LOG that match to a file: CSV, CloudEvents 1.0 as JSON lines, or Parquet with pyarrow."""
     query = Query(
         types=opt.listed(types),
-        kinds=opt.listed(kind),
+        kinds=opt.kinds(kind),
         since=opt.moment(since, "--since"),
         until=opt.moment(until, "--until"),
         event_id=event_id,
         correlation_id=correlation,
         source=source,
         subscription=subscription,
-        state=state,
+        state=opt.state(state),
         text=text,
         limit=limit,
         newest_first=newest,
     )
     written, damaged = exported(opt.found(log), query, form, to)
     if as_json:
-        print(json_line({"written": written, "skipped_lines": damaged, "file": str(to)}), file=sys.stderr)
+        told_to = sys.stderr if str(to) == STDOUT else sys.stdout
+        print(json_line({"written": written, "skipped_lines": damaged, "file": str(to)}), file=told_to)
     else:
         remark(f"{written:,} records written to {to}")
     skipped(damaged, log)

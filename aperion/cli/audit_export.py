@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import sys
 from contextlib import contextmanager
 from enum import StrEnum
@@ -14,7 +15,7 @@ from aperion.audit.query import Query
 from aperion.audit.reading import Reading
 from aperion.audit.segments import segments
 from aperion.cli.audit_cloudevents import cloud_event, rfc_3339
-from aperion.cli.audit_progress import watched
+from aperion.cli.audit_progress import Watched
 from aperion.cli.audit_rows import clean, json_line
 from aperion.errors import ApplicationError
 
@@ -54,10 +55,9 @@ def export(log: Path, query: Query, kind: Format, to: Path) -> tuple[int, int]:
         ApplicationError: when that file is the log itself, or pyarrow is missing.
     """
     _refuse_log(log, to)
-    reading = Reading(log, query)
-    records = watched(log, reading, "exporting", backwards=query.newest_first)
     write = {Format.CSV: _csv, Format.CLOUDEVENTS: _cloud_events, Format.PARQUET: _parquet}[kind]
-    return write(records, to, log), reading.skipped
+    with Watched(log, query, "exporting", aside=str(to) == STDOUT and sys.stdout.isatty()) as reading:
+        return write(reading, to, log), reading.skipped
 
 
 def write_text(log: Path, to: Path, text: str) -> None:
@@ -72,7 +72,11 @@ def write_text(log: Path, to: Path, text: str) -> None:
 
 
 def _refuse_log(log: Path, to: Path) -> None:
-    if to.exists() and any(to.samefile(segment.path) for segment in segments(log)):
+    is_segment = to.exists() and any(to.samefile(segment.path) for segment in segments(log))
+    # Not there yet, it would be taken for a file of the log just the same; or be its index, ring or lock.
+    name = rf"{re.escape(log.stem)}(\.\d{{6,}})?{re.escape(log.suffix)}(\.(gz|zst|idx|ring|torn|new))*"
+    is_beside = to.parent.resolve() == log.parent.resolve()
+    if is_segment or (is_beside and re.fullmatch(name, to.name)):
         raise ApplicationError(f"{to} is a file of the log; write to another one")
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aperion.audit.options import EVENT_KINDS
 from aperion.audit.segments import GZIP, ZSTD, segments
 from aperion.cli.screen import DEBUG
+from aperion.delivery import OutcomeState
 from aperion.errors import ApplicationError
 
 if TYPE_CHECKING:
@@ -51,11 +54,14 @@ Copies = Annotated[
     list[Path] | None,
     typer.Option("--checkpoint", metavar="FILE", help="Checkpoints that were kept elsewhere; may be repeated."),
 ]
+AtEnd = Annotated[bool, typer.Option("--at-end", help="Print the number and the hash of the last record instead.")]
 To = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where to; - for standard output.")]
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _AGO = re.compile(r"(\d{1,9})([smhdw])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_KINDS = EVENT_KINDS | {"segment", "started", "stopped", "checkpoint", "gap", "log", "key_rotated"}
+_STATES = frozenset(state.name.lower() for state in OutcomeState)
 
 
 def found(log: Path) -> Path:
@@ -96,3 +102,29 @@ def moment(text: str | None, option: str) -> datetime | None:
 def listed(values: Sequence[str] | None) -> tuple[str, ...]:
     """Return the values of an option that may be repeated."""
     return tuple(values or ())
+
+
+def kinds(values: Sequence[str] | None) -> tuple[str, ...]:
+    """Return kinds of records.
+
+    Raises:
+        ApplicationError: for one that there is not: that nothing matches it would say nothing about the log.
+    """
+    return tuple(_known(value, _KINDS, "--kind") for value in values or ())
+
+
+def state(value: str | None) -> str | None:
+    """Return the state of an outcome.
+
+    Raises:
+        ApplicationError: for one that there is not.
+    """
+    return None if value is None else _known(value, _STATES, "--state")
+
+
+def _known(value: str, known: frozenset[str], option: str) -> str:
+    if value not in known:
+        near = get_close_matches(value, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(known))}"
+        raise ApplicationError(f"{option} {value!r} is none that a log has; {hint}")
+    return value

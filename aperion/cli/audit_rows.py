@@ -93,19 +93,21 @@ class Rows:
     """Prints records as they come: columns on a terminal, the same without colour in a pipe, or JSON lines."""
 
     # Mutable: whether the header is out.
-    __slots__ = ("_console", "_headed", "_json")
+    __slots__ = ("_console", "_file", "_headed", "_is_terminal", "_json")
 
     def __init__(self, out: Console, *, json_lines: bool) -> None:
         self._console = out
+        self._file = out.file
         self._json = json_lines
+        self._is_terminal = out.is_terminal
         self._headed = not out.is_terminal
 
     def print(self, record: AuditRecord) -> None:
         """Print one."""
         if self._json:
-            sys.stdout.write(json_line(dict(record.fields)) + "\n")
-        elif not self._console.is_terminal:  # a hundred times faster than by way of the console
-            sys.stdout.write(_columns(cells(record)) + "\n")
+            self._file.write(json_line(dict(record.fields)) + "\n")
+        elif not self._is_terminal:  # a hundred times faster than by way of the console
+            self._file.write(_columns(cells(record)) + "\n")
         else:
             self._head()
             self._console.print(_coloured(record), soft_wrap=True)

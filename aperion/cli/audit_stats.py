@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aperion.audit.query import Query
 from aperion.audit.reading import Reading
-from aperion.cli.audit_progress import watched
+from aperion.cli.audit_progress import Watched
 from aperion.cli.tally import Durations
 
 if TYPE_CHECKING:
@@ -131,9 +131,9 @@ def census(log: Path, since: datetime | None, until: datetime | None) -> Census 
     if first is None or last is None:
         return None
     counted = Census(first.time, last.time)
-    reading = Reading(log, Query(since=since, until=until))
-    for record in watched(log, reading, "counting"):
-        counted.add(record)
+    with Watched(log, Query(since=since, until=until), "counting") as reading:
+        for record in reading:
+            counted.add(record)
     counted.skipped = reading.skipped
     return counted
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from aperion.audit.segments import segments
+from aperion.audit.query import Query
+from aperion.audit.reading import Reading
+from aperion.cli.audit_progress import size_of
 from aperion.cli.progress import Reporter
 from aperion.cli.screen import safe
 
@@ -30,9 +32,24 @@ def verified(log: Path, keys: Sequence[Path], copies: Sequence[Path]) -> Verific
     from aperion.audit.verification import verify
 
     public = [VerifyKey.load(path) for path in keys]
-    size = sum(segment.path.stat().st_size for segment in segments(log))
-    with Reporter(size, "verifying", "bytes") as reporter:
+    with Reporter(size_of(log), "verifying", "bytes") as reporter:
         return verify(log, keys=public, checkpoints=copies, progress=lambda done, _: reporter.advance(done, done, 1))
+
+
+def newest_checkpoint(log: Path) -> dict[str, Any] | None:
+    """Return the fields of the newest checkpoint; None for a log without any."""
+    newest = next(iter(Reading(log, Query(kinds=("checkpoint",), newest_first=True, limit=1))), None)
+    return None if newest is None else dict(newest.fields)
+
+
+def end_of(log: Path) -> dict[str, Any] | None:
+    """Return number and hash of the last record, as verify takes them for a checkpoint; None for a log without any."""
+    last = next(iter(Reading(log, Query(newest_first=True, limit=1))), None)
+    if last is None:
+        return None
+    begin = next(iter(Reading(log, Query(kinds=("segment",), newest_first=True, limit=1))), None)
+    name = begin.fields.get("log") if begin is not None else None
+    return {"log": name, "time": last.time, "count": last.seq, "last": last.fields["hash"]}
 
 
 def as_values(found: Verification) -> dict[str, Any]:
