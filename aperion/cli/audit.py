@@ -219,7 +219,7 @@ def stats(
     if counted is None:
         _missing(f"{log} has no records in that time")
     if svg is not None:
-        write_text(log, svg, chart(counted, log.name))
+        write_text(log, svg, chart(counted, safe(log.name)))
     with output() as out:
         if as_json:
             print(json_line(counted.to_dict()))

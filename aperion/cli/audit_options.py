@@ -68,12 +68,16 @@ def found(log: Path) -> Path:
     """Return the path of a log that is there.
 
     Raises:
-        ApplicationError: where there is none, with what to do.
+        ApplicationError: where there is none, or something else, with what to do.
     """
     if log.is_dir():
         raise ApplicationError(
             f"{log} is a folder; name the live file of the log in it, such as {log / 'events.jsonl'}"
         )
+    if log.is_symlink():
+        raise ApplicationError(f"{log} is a symbolic link, which no log is; name the file itself, {log.resolve()}")
+    if log.exists() and not log.is_file():  # reading a pipe would wait for ever
+        raise ApplicationError(f"{log} is no regular file; give the path that was given to aperion.AuditLog")
     if log.suffix in {GZIP, ZSTD}:
         raise ApplicationError(f"{log} is one file of a log; name its live file, such as {log.parent / 'events.jsonl'}")
     if not segments(log):
