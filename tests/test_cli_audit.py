@@ -280,7 +280,6 @@ def test_stats_count_and_the_chart_is_an_svg_with_axes(log: Path, tmp_path: Path
     assert "█" in run("stats", log).stdout
 
 
-@pytest.mark.xfail(strict=True, reason="records say 'timed out', where the format has timed_out")
 def test_an_attempt_that_timed_out_is_found_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
 

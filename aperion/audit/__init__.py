@@ -3,5 +3,23 @@
 from aperion.audit.checkpoints import Checkpoints
 from aperion.audit.log import AuditLog, AuditStats
 from aperion.audit.options import OnFailure, Rotation, Sync
+from aperion.audit.query import AuditRecord, Query
+from aperion.audit.signing import SigningKey, VerifyKey
+from aperion.audit.verification import Problem, ProblemKind, Verification, verify
 
-__all__ = ["AuditLog", "AuditStats", "Checkpoints", "OnFailure", "Rotation", "Sync"]
+__all__ = [
+    "AuditLog",
+    "AuditRecord",
+    "AuditStats",
+    "Checkpoints",
+    "OnFailure",
+    "Problem",
+    "ProblemKind",
+    "Query",
+    "Rotation",
+    "SigningKey",
+    "Sync",
+    "Verification",
+    "VerifyKey",
+    "verify",
+]

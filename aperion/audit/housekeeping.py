@@ -9,12 +9,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from aperion._logs import logger as _log
+from aperion.audit.live import end_of
 from aperion.audit.segments import index_path, sealed_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from aperion.audit.chain import Link
     from aperion.audit.options import Codec, Rotation
     from aperion.audit.segments import Segment
 
@@ -82,16 +84,26 @@ class Housekeeper:
 
     def _remove(self, segment: Segment) -> None:
         number = segment.number or 0
-        for found in (*[s.path for s in sealed_segments(self._path) if s.number == number], index_path(self._path, number)):
+        for found in (
+            *[s.path for s in sealed_segments(self._path) if s.number == number],
+            index_path(self._path, number),
+        ):
             with suppress(FileNotFoundError):
                 found.unlink()
 
 
-def outdated(log: Path, rotation: Rotation) -> list[Segment]:
-    """Return the full files that need not stay, oldest first; those after one that stays do too."""
+def outdated(log: Path, rotation: Rotation) -> tuple[list[Segment], Link | None]:
+    """Return the full files that need not stay, oldest first, and the last link in them; those after one that stays do too."""
+    while True:
+        with suppress(FileNotFoundError):  # compressed, or removed, since it was listed: look again
+            segments = _outdated(sealed_segments(log), rotation)
+            found = end_of(segments)
+            return segments, found[1] if found is not None else None
+
+
+def _outdated(full: list[Segment], rotation: Rotation) -> list[Segment]:
     if rotation.keep is None and rotation.keep_bytes is None and rotation.keep_age is None:
         return []
-    full = sealed_segments(log)
     found = {segment: segment.path.stat() for segment in full}
     stay: list[Segment] = []
     total = 0

@@ -144,5 +144,3 @@ def blocks(file: BinaryIO | Iterable[bytes]) -> Iterator[bytes]:
 
 def _checksum(identifier: bytes) -> bytes:
     return struct.pack("<I", crc32(identifier))
-
-

@@ -139,7 +139,7 @@ class Live:
             self._begin_next()
         except OSError:
             if self.file is full:
-                os.rename(sealed, self.path)
+                sealed.rename(self.path)
             raise
         full.close()
         return number, sealed
@@ -149,7 +149,7 @@ class Live:
         taken = sealed[-1].number or 0 if sealed else 0
         self.number = max(self.number, taken + 1)
         target = sealed_path(self.path, self.number)
-        os.rename(self.path, target)
+        self.path.rename(target)
         return target.name
 
     def _begin_next(self) -> None:
@@ -261,7 +261,7 @@ def end_of(full: Sequence[Segment]) -> tuple[Segment, Link, bytes] | None:
 
 def _ends(segment: Segment) -> tuple[bytes, bytes]:
     if not segment.compression:
-        with open(segment.path, "rb") as file:
+        with segment.path.open("rb") as file:
             head = file.readline(4096)
             file.seek(max(os.fstat(file.fileno()).st_size - _LOOK_BACK, 0))
             return head, file.read()

@@ -419,7 +419,7 @@ def _open(log: AuditLog) -> _Parts:
     ring_path = path.with_name(f"{path.name}.ring")
     with ExitStack() as on_failure:
         live = Live(path, LogFile(path), durable=log.sync is Sync.DISK)
-        on_failure.callback(lambda: live.file.close())
+        on_failure.callback(lambda: live.file.close())  # noqa: PLW0108 - it may be another file by then
         fd = lock(ring_path, log.path)
         on_failure.callback(os.close, fd)
         if live.file.moved():  # by whoever had the lock until now

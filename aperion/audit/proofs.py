@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from aperion.audit.chain import Link
 from aperion.audit.checkpoints import checkpoint_message, rotation_message
 from aperion.audit.signing import VerifyKey
 from aperion.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from aperion.audit.chain import Link
 
 _SLACK: Final = 1000
 """Records that may follow a checkpoint that is due: a batch is written before it."""
@@ -36,7 +37,13 @@ class Proofs:
         self, keys: Sequence[VerifyKey], checkpoints: Sequence[str | os.PathLike[str] | Mapping[str, Any]]
     ) -> None:
         self._keys = {key.id: key for key in keys}
-        self._outside = dict(_outside(checkpoints))
+        self._outside: dict[int, str] = {}
+        self._known = 0  # the last record that a copy kept elsewhere knows of
+        for fields, where in _outside(checkpoints):
+            seq, digest = _place(fields, where)
+            self._outside[seq] = digest
+            # What is a record itself stood right behind the one that it is about.
+            self._known = max(self._known, seq + (fields.get("kind") == "checkpoint"))
         self._key: str | None = None
         self._every = 0
         self._checkpoint_seq = 0
@@ -46,7 +53,7 @@ class Proofs:
 
     # Signatures
 
-    def checkpoint(self, fields: Mapping[str, Any], link: Link, before: Link) -> str | None:
+    def checkpoint(self, fields: Mapping[str, Any], link: Link, before: Link) -> str | None:  # noqa: PLR0911 - so much can be wrong
         """Return what is wrong with a checkpoint."""
         if (fields.get("count"), fields.get("last")) != (before.seq, before.hash):
             return "this checkpoint is not about the record before it"
@@ -108,11 +115,11 @@ class Proofs:
             return None
         return "a checkpoint kept elsewhere has another hash for this record"
 
-    def truncated(self, first: Link, last: Link) -> Iterator[str]:
-        """Yield which checkpoints know of records that are not there any more."""
-        for seq in sorted(self._outside):
-            if seq > last.seq:
-                yield f"a checkpoint kept elsewhere knows record {seq:,}, and the log ends with {last.seq:,}"
+    def truncated(self, last: Link) -> str | None:
+        """Return that a checkpoint knows of records that are not there any more."""
+        if self._known <= last.seq:
+            return None
+        return f"a checkpoint kept elsewhere knows record {self._known:,}, and the log ends with {last.seq:,}"
 
     # What was removed by the log itself
 
@@ -140,18 +147,20 @@ def _message(make: Any, fields: Mapping[str, Any]) -> bytes:
         return b""
 
 
-def _outside(checkpoints: Iterable[str | os.PathLike[str] | Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
+def _outside(checkpoints: Iterable[str | os.PathLike[str] | Mapping[str, Any]]) -> Iterator[tuple[Any, str]]:
     for given in checkpoints:
         if isinstance(given, Mapping):
-            yield _place(given, "the checkpoint given")
+            yield given, "the checkpoint given"
             continue
         for number, line in enumerate(Path(given).read_bytes().splitlines(), start=1):
             where = f"{os.fspath(given)}:{number}"
             try:
                 fields = orjson.loads(line)
             except ValueError:
-                raise ConfigurationError(f"{where} is no checkpoint; pass a file as Checkpoints(copy_to=...) makes it") from None
-            yield _place(fields, where)
+                raise ConfigurationError(
+                    f"{where} is no checkpoint; pass a file as Checkpoints(copy_to=...) makes it"
+                ) from None
+            yield fields, where
 
 
 def _place(fields: Any, where: str) -> tuple[int, str]:

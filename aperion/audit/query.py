@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import orjson
 
 from aperion.audit.chain import opened
 from aperion.errors import ConfigurationError
 from aperion.patterns import check_pattern, matches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 _PLAIN: Final = re.compile(r"[ !#-\[\]-~]+")
 """ASCII that stands in JSON as it is."""
@@ -171,6 +173,8 @@ class Search:
         if opened(line) is None:
             raise ValueError
         fields: dict[str, Any] = orjson.loads(line)
+        if not isinstance(fields.get("kind"), str) or not isinstance(fields.get("time"), int):
+            raise ValueError  # noqa: TRY004 - JSON is all that it may be
         if not self.since <= fields["time"] < self.until or not all(check(fields) for check in self._checks):
             return None
         return AuditRecord(fields, segment)

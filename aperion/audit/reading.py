@@ -219,4 +219,4 @@ def _spooled(lines: BinaryIO) -> Iterator[bytes]:
         for content in blocks(lines):
             file.write(content)
         file.flush()
-        yield from _backwards(file, file.tell())  # type: ignore[arg-type]  # a file opened for reading and writing
+        yield from _backwards(file, file.tell())

@@ -66,7 +66,7 @@ def ended(event: Event[Any], outcome: Outcome, redactor: Redactor) -> bytes:
     attempts = outcome.attempts
     if attempts:
         fields["attempt"] = attempts[-1].number
-    fields["state"] = outcome.state.value
+    fields["state"] = outcome.state.name.lower()
     fields["duration"] = round(attempts[0].duration if len(attempts) == 1 else outcome.duration, 9)
     if attempts and (error := attempts[-1].error) is not None:
         fields["error_type"] = type(error).__name__

@@ -13,7 +13,7 @@ from aperion.audit.ring import leftover
 from aperion.audit.segments import sealed_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from aperion.audit.live import Live
@@ -115,8 +115,8 @@ def _bodies(place: Place, live: Live) -> Iterator[bytes]:
         yield from _newer(file, place.link.seq)
 
 
-def _newer(lines: Iterator[bytes] | object, seq: int) -> Iterator[bytes]:
-    for line in lines:  # type: ignore[attr-defined]  # a file opened for reading
+def _newer(lines: Iterable[bytes], seq: int) -> Iterator[bytes]:
+    for line in lines:
         sealed = opened(line) if line.endswith(b"\n") else None  # a newline short of whole is torn
         if sealed is not None and sealed.link.seq > seq:
             yield sealed.body

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from aperion.audit.chain import START, Link, Sealed, opened
+from aperion.audit.chain import START, Link, Sealed, hashed, opened
 from aperion.audit.compression import unpacking
 from aperion.audit.proofs import Proofs
 from aperion.audit.reading import oldest_first
@@ -132,7 +132,7 @@ def verify(
         ConfigurationError: for keys without the package for them, and for copies that are none.
     """
     check = _Check(Proofs(keys, checkpoints))
-    total, done = sum(segment.path.stat().st_size for segment in segments(log)), 0
+    total, done = sum(map(_size, segments(log))), 0
     for segment, file in oldest_first(log):
         size = os.fstat(file.fileno()).st_size
         with unpacking(file, segment.compression) as lines:
@@ -143,6 +143,13 @@ def verify(
     if progress is not None:
         progress(total, total)
     return check.result()
+
+
+def _size(segment: Segment) -> int:
+    try:
+        return segment.path.stat().st_size
+    except FileNotFoundError:  # it was compressed, or removed, just now
+        return 0
 
 
 class _Check:
@@ -157,7 +164,7 @@ class _Check:
         self._records = self._checkpoints = 0
         self._first: Link | None = None
         self._before = START  # the record that the next should follow
-        self._stated = ""  # the hash that the line before states, whether it holds or not
+        self._stated: tuple[str, ...] = ()  # the hash that a wrong line before states, and the one that it should
         self._damaged = 0  # lines since the last record
         self._recent: deque[Link] = deque(maxlen=_REMEMBERED)
         self._poisoned: str | None = None  # the file before, if the one now goes on in the middle of it
@@ -194,10 +201,10 @@ class _Check:
         before = self._before
         if self._follows(record, is_first=is_first):
             self._recent.append(record.link)
-            if own:
+            if own or self._poisoned is not None:
                 self._look_at(fields, record, before)
             self._overdue(record.link)
-        self._stated, self._damaged = record.link.hash, 0
+        self._damaged = 0
         if (text := self._proofs.compare(record.link)) is not None:
             self._found(ProblemKind.ROLLED_BACK, record.link.seq, text)
 
@@ -206,10 +213,12 @@ class _Check:
     def _follows(self, record: Sealed, *, is_first: bool) -> bool:
         """Go on with a record, if it can be; say so where it cannot follow the one before."""
         before, link = self._before, record.link
+        stated, self._stated = self._stated, ()
         if record.follows(before.hash):
             self._before = link
             return True
-        if self._stated and record.follows(self._stated):  # it follows a line that was found to be wrong
+        self._stated = (link.hash, hashed(before.hash, record.signed))
+        if any(map(record.follows, stated)):  # it follows a line that was found to be wrong
             if link.seq > before.seq:
                 self._before = link
             return link.seq > before.seq
@@ -289,7 +298,7 @@ class _Check:
         first, last = self._first or START, self._before
         if (text := self._proofs.not_pruned()) is not None:
             self._problems.append(Problem(ProblemKind.MISSING_SEGMENT, self._names[0], 0, 0, first.seq, text))
-        for text in self._proofs.truncated(first, last):
+        if (text := self._proofs.truncated(last)) is not None:
             self._found(ProblemKind.TRUNCATED, last.seq, text)
         unsigned = self._proofs.unsigned_tail(last)
         names = tuple(self._names)

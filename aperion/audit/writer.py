@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 from aperion.audit.chain import sealed_length
 from aperion.audit.checkpoints import checkpoint_body, copy_checkpoint, rotation_body
 from aperion.audit.housekeeping import Housekeeper, outdated
-from aperion.audit.live import end_of
 from aperion.audit.recovery import recover
 from aperion.audit.ring import lock
 from aperion.audit.segments import Segment
@@ -18,7 +17,6 @@ from aperion.errors import AuditUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from aperion.audit.checkpoints import Checkpoints
     from aperion.audit.live import Live
@@ -38,6 +36,8 @@ _PATIENCE: Final = 0.02
 """Seconds that a full ring may hold up the loop, once until the writer gets on: it may only lack its turn."""
 _LOOK: Final = 0.25
 """Seconds between two looks at what has become of the files."""
+_PRUNE: Final = 60.0
+"""Seconds between two looks for files that have become too old, if nothing else makes it look."""
 _STALLED: Final = 10.0
 
 
@@ -56,11 +56,24 @@ class Writer:
     # Mutable: what is counted, by the thread; _tried by the loop; the requests from anywhere, once each.
     __slots__ = (
         *("_batch", "_checkpoint_at", "_checkpoint_seq", "_checkpoints", "_housekeeper", "_keeps_going", "_key"),
-        *("_live", "_look_at", "_new_key", "_reopening", "_ring", "_rotation", "_stopping", "_thread", "_tried", "_wake"),
+        *(
+            "_live",
+            "_look_at",
+            "_new_key",
+            "_prune_at",
+            "_pruned",
+            "_reopening",
+            "_ring",
+            "_rotation",
+            "_stopping",
+            "_thread",
+            "_tried",
+            "_wake",
+        ),
         *("checkpoints", "failure", "failures", "on_progress", "rotations"),
     )
 
-    def __init__(  # noqa: PLR0913 - the parts of a log
+    def __init__(
         self,
         ring: Ring,
         live: Live,
@@ -82,7 +95,8 @@ class Writer:
         self._housekeeper = housekeeper
         self._keeps_going = keeps_going
         self._batch = ring.capacity // _BATCHES
-        self._look_at = 0.0
+        self._look_at = self._prune_at = 0.0
+        self._pruned = 0  # the number of the last file whose removal is noted
         self._checkpoint_at = time.monotonic() + checkpoints.seconds
         self._checkpoint_seq = live.last_checkpoint()
         self._tried = -1
@@ -198,6 +212,8 @@ class Writer:
             self._change_key(self._new_key)
         if self._is_full():
             self._rotate()
+        elif time.monotonic() >= self._prune_at:
+            self._prune()
         moved = self._move_batch()
         if self._checkpoint_is_due():
             self._checkpoint()
@@ -273,16 +289,17 @@ class Writer:
         self._prune()
 
     def _prune(self) -> None:
-        segments = outdated(self._live.path, self._rotation)
+        self._prune_at = time.monotonic() + _PRUNE
+        found, link = outdated(self._live.path, self._rotation)
+        segments = [segment for segment in found if (segment.number or 0) > self._pruned]
         if segments:
-            found = end_of(segments)
-            link = found[1] if found is not None else None
             detail = {
                 "pruned": [segment.path.name for segment in segments],
                 "last_seq": link.seq if link else 0,
                 "last_hash": link.hash if link else "",
             }
             self._note("log", detail)  # first: what is gone without a record looks like theft
+            self._pruned = segments[-1].number or 0
             self._housekeeper.remove(segments)
 
     def _note(self, kind: str, detail: Mapping[str, Any]) -> None:

@@ -38,6 +38,8 @@ class Reporter:
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
+            redirect_stdout=False,  # what is printed there belongs to a file, or a pipe
+            redirect_stderr=False,
         )
         self._task = self._progress.add_task(doing, total=total, events=0, rate=0.0)
         self._start = self._last = time.monotonic()
