@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import closing, suppress
 from pathlib import Path
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -18,63 +16,33 @@ import anyio.to_thread
 from aperion._logs import logger as _log
 from aperion.audit import record
 from aperion.audit.checkpoints import Checkpoints
-from aperion.audit.files import LogFile
 from aperion.audit.following import POLL, Following, follow
-from aperion.audit.housekeeping import Housekeeper
-from aperion.audit.live import Live
 from aperion.audit.options import NO_ROTATION, OnFailure, Rotation, Sync, chosen_kinds
+from aperion.audit.parts import AuditStats, Parts, Setup, open_parts
 from aperion.audit.query import Query
 from aperion.audit.reading import Reading
-from aperion.audit.recovery import gap, recover
-from aperion.audit.ring import Missed, Ring, lock
-from aperion.audit.writer import Writer, reason_of
+from aperion.audit.recovery import gap
+from aperion.audit.ring import Missed
+from aperion.audit.subjects import HidesAll, UntoldSubjectError
+from aperion.audit.writer import reason_of
 from aperion.errors import AuditError, AuditUnavailable, ConfigurationError
 from aperion.redaction import Redactor
+from aperion.redaction.modes import encrypting_with
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
     from typing import NoReturn, Unpack
 
     from aperion.audit.query import AuditRecord, Wanted
-    from aperion.audit.signing import SigningKey
+    from aperion.audit.signing import SigningKey, VerifyKey
+    from aperion.audit.subjects import Subjects
+    from aperion.audit.trace import TraceNode
+    from aperion.audit.verification import Verification
     from aperion.delivery import Outcome
     from aperion.events import Event
 
 _SMALLEST: Final = 1 << 16
 _DEFAULT: Final = 4 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditStats:
-    """The state of an audit log, counted since it was last opened.
-
-    Args:
-        path: of the log file.
-        available: whether it takes records now.
-        failure: why not.
-        records: accepted from the bus.
-        bytes_written: to the files.
-        buffered_bytes: in the ring, and not in the file yet.
-        failures: how often writing failed, each new attempt included.
-        missing: records that could not be taken, all told.
-        recovered: records that the process before had left in its ring.
-        rotations: files that became full.
-        checkpoints: written.
-        background_failures: of indexing, compression, removal and copies of checkpoints.
-    """
-
-    path: str
-    available: bool
-    failure: str | None
-    records: int
-    bytes_written: int
-    buffered_bytes: int
-    failures: int
-    missing: int
-    recovered: int
-    rotations: int
-    checkpoints: int
-    background_failures: int
 
 
 class AuditLog:
@@ -93,6 +61,8 @@ class AuditLog:
         checkpoints: how often the chain is summed up, signed and copied elsewhere.
         kinds: of records about events; all but ``handler_started`` by default.
         redactor: hides what nobody should read; by default that of the bus.
+        subjects: the keys of the people that events are about, so that ``forget`` can erase what the log
+            says of one of them; see ``Subjects``.
         buffer_bytes: size of the ring, 64 KiB or more.
 
     Raises:
@@ -101,9 +71,8 @@ class AuditLog:
 
     # Mutable: which of these the log is open with, and what is counted.
     __slots__ = (
-        *("__weakref__", "_buffer", "_checkpoints", "_has_own_redactor", "_is_open", "_kinds", "_largest", "_loop"),
-        *("_missed", "_missing", "_on_failure", "_parts", "_put", "_records", "_redactor", "_rotation", "_waiting"),
-        *("path", "sync"),
+        *("__weakref__", "_has_own_redactor", "_is_open", "_kinds", "_largest", "_loop", "_missed", "_missing"),
+        *("_on_failure", "_parts", "_put", "_records", "_redactor", "_setup", "_subjects", "_waiting", "path", "sync"),
     )
 
     def __init__(  # noqa: PLR0913 - the options of a log, all by keyword
@@ -116,6 +85,7 @@ class AuditLog:
         checkpoints: Checkpoints | None = None,
         kinds: Collection[str] | None = None,
         redactor: Redactor | None = None,
+        subjects: Subjects | None = None,
         buffer_bytes: int = _DEFAULT,
     ) -> None:
         if not isinstance(buffer_bytes, int) or buffer_bytes < _SMALLEST:
@@ -125,19 +95,26 @@ class AuditLog:
             raise ConfigurationError(f"{os.fspath(path)!r} is no path of a file; pass one such as 'events.jsonl'")
         self.sync: Sync = _choice(Sync, "sync", sync)
         self._on_failure: OnFailure = _choice(OnFailure, "on_failure", on_failure)
-        self._rotation = rotation
-        self._checkpoints = checkpoints if checkpoints is not None else Checkpoints()
         self._kinds = chosen_kinds(kinds)
         self._redactor = redactor if redactor is not None else Redactor()
         self._has_own_redactor = redactor is not None
-        self._buffer = buffer_bytes
+        self._subjects = subjects
+        self._setup = Setup(
+            self.path,
+            self.sync,
+            self._on_failure,
+            rotation,
+            checkpoints if checkpoints is not None else Checkpoints(),
+            buffer_bytes,
+            subjects,
+        )
         self._largest = buffer_bytes // 2
         self._records = self._missing = 0
         self._missed: Missed | None = None
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # emitters; bounded by their number
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._put: Callable[[bytes], None] = self._refuse
 
     def __repr__(self) -> str:
@@ -168,7 +145,7 @@ class AuditLog:
         if "accepted" not in self._kinds:
             return
         try:
-            self._append(record.accepted(event, self._redactor))
+            self._append(self._line(record.accepted, event))
         except AuditUnavailable:
             if self._on_failure is OnFailure.REQUIRED or not self._is_open:
                 raise
@@ -181,7 +158,7 @@ class AuditLog:
             AuditUnavailable: as ``accepted`` does.
         """
         if "outcome" in self._kinds:
-            self._append_or_miss(record.ended(event, outcome, self._redactor))
+            self._append_or_miss(record.ended, event, outcome)
 
     def noted(self, kind: str, event: Event[Any], detail: Mapping[str, Any]) -> None:
         """Record what else happened to an event, under a kind of its own; does not wait.
@@ -190,7 +167,23 @@ class AuditLog:
             AuditUnavailable: as ``accepted`` does.
         """
         if kind in self._kinds:
-            self._append_or_miss(record.noted(kind, event, detail, self._redactor))
+            self._append_or_miss(record.noted, event, kind, detail)
+
+    def _line(self, make: Callable[..., bytes], event: Event[Any], *rest: object) -> bytes:
+        if self._subjects is None:
+            return make(event, *rest, self._redactor)
+        if not self._is_open:
+            self._put(b"")  # refuses
+        try:
+            with encrypting_with(self._subjects.key_for(event)):
+                return make(event, *rest, self._redactor)
+        except UntoldSubjectError as error:
+            _log.error(
+                "audit log cannot tell whom an event is about", error_type=error.args[0], event_id=event.event_id
+            )
+            return make(event, *rest, _HIDING)
+        except OSError as error:
+            raise AuditUnavailable(self.path, f"{reason_of(error)}, for the keys in {self._subjects.path}") from error
 
     def _append(self, line: bytes) -> None:
         if self._missed is not None:
@@ -200,9 +193,9 @@ class AuditLog:
         self._put(line)
         self._records += 1
 
-    def _append_or_miss(self, line: bytes) -> None:
+    def _append_or_miss(self, make: Callable[..., bytes], event: Event[Any], *rest: object) -> None:
         try:
-            self._append(line)
+            self._append(self._line(make, event, *rest))
         except AuditUnavailable:
             if self._is_open:
                 self._miss()
@@ -287,6 +280,47 @@ class AuditLog:
                 if not records:
                     await anyio.sleep(POLL)
 
+    def trace(self, correlation_id: str) -> tuple[TraceNode, ...]:
+        """Return the events with a correlation id as trees: each under the event that caused it, with its deliveries."""
+        from aperion.audit.trace import trace
+
+        return trace(self.path.absolute(), correlation_id)
+
+    def verify(
+        self,
+        *,
+        keys: Sequence[VerifyKey] = (),
+        checkpoints: Sequence[str | os.PathLike[str] | Mapping[str, Any]] = (),
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Verification:
+        """Follow the chain through all files, as ``aperion.audit.verify`` does; waits, and takes a while."""
+        from aperion.audit.verification import verify
+
+        return verify(self.path.absolute(), keys=keys, checkpoints=checkpoints, progress=progress)
+
+    # Erasure
+
+    async def forget(self, subject: str) -> bool:
+        """Destroy the key of somebody, so that nobody can read what this log says of them under it.
+
+        Returns when the disk has it; a record says which key was destroyed, and not whose it was.
+
+        Returns:
+            False when there was no key: nothing was encrypted for that subject.
+
+        Raises:
+            AuditError: when the log was made without ``subjects``, or is not open.
+            OSError: when the disk refuses; the key may then still be there.
+        """
+        if self._subjects is None or not self._is_open:
+            raise AuditError(
+                f"the audit log {self.path} is closed or has no keys of subjects; open it, with AuditLog(subjects=Subjects(...))"
+            )
+        key = await anyio.to_thread.run_sync(self._subjects.forget, subject)
+        if key is not None:
+            self._append(record.about_log("log", {"forgotten": {"key": key}}))
+        return key is not None
+
     # Its state
 
     def stats(self) -> AuditStats:
@@ -328,9 +362,9 @@ class AuditLog:
         self._put = self._parts.ring.put
         _logs.add(self)
 
-    def _open(self) -> _Parts:
+    def _open(self) -> Parts:
         try:
-            return _open(self)
+            return open_parts(self._setup)
         except AuditUnavailable:
             raise
         except OSError as error:
@@ -390,67 +424,6 @@ class AuditLog:
         raise AuditUnavailable(self.path, "it belongs to the process that this one was forked from")
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What an open log consists of."""
-
-    live: Live
-    ring: Ring
-    writer: Writer
-    housekeeper: Housekeeper
-    recovered: int
-
-    def close(self) -> int:
-        """Write what there is, let go of the files, and return how many records stay in the ring. Waits."""
-        left = self.writer.stop()
-        if self.writer.is_stuck:
-            return left  # the thread still uses the files
-        self.housekeeper.stop()
-        if not left:
-            self.ring.remove()
-        self.live.file.close()
-        self.ring.close()
-        return left
-
-
-def _open(log: AuditLog) -> _Parts:
-    path = log.path.absolute()  # the process may change its folder
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ring_path = path.with_name(f"{path.name}.ring")
-    with ExitStack() as on_failure:
-        live = Live(path, LogFile(path), durable=log.sync is Sync.DISK)
-        on_failure.callback(lambda: live.file.close())  # noqa: PLW0108 - it may be another file by then
-        fd = lock(ring_path, log.path)
-        on_failure.callback(os.close, fd)
-        if live.file.moved():  # by whoever had the lock until now
-            live.file.close()
-            live.file = LogFile(path)
-        recovered = recover(ring_path, fd, live)
-        started = {"pid": os.getpid(), "version": _version(), "clean": recovered.clean, "recovered": recovered.records}
-        live.note("started", started)
-        ring = Ring(ring_path, fd, log._buffer, live.place, shared=log.sync is not Sync.NONE)
-        on_failure.pop_all()
-    housekeeper = Housekeeper(path, log._rotation.compress)
-    housekeeper.start()
-    writer = Writer(
-        ring,
-        live,
-        rotation=log._rotation,
-        checkpoints=log._checkpoints,
-        housekeeper=housekeeper,
-        keeps_going=log._on_failure is OnFailure.BEST_EFFORT,
-    )
-    writer.start()
-    return _Parts(live, ring, writer, housekeeper, recovered.records)
-
-
-def _version() -> str:
-    try:
-        return version("aperion-bus")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def _choice(kind: Any, name: str, value: object) -> Any:
     try:
         return kind(value)
@@ -458,6 +431,8 @@ def _choice(kind: Any, name: str, value: object) -> Any:
         choices = ", ".join(repr(member.value) for member in kind)
         raise ConfigurationError(f"{name}={value!r} is unknown; choose from {choices}") from None
 
+
+_HIDING: Any = HidesAll()
 
 _logs: WeakSet[AuditLog] = WeakSet()
 

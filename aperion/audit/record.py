@@ -79,7 +79,7 @@ def _message(of: tuple[Redactor, BaseException]) -> str:
     return redactor.redact_exception(error)[0]
 
 
-def noted(kind: str, event: Event[Any], detail: Mapping[str, Any], redactor: Redactor) -> bytes:
+def noted(event: Event[Any], kind: str, detail: Mapping[str, Any], redactor: Redactor) -> bytes:
     """Return the line for whatever else happened to an event."""
     fields = _envelope(kind, event, redactor)
     if detail:

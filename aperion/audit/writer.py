@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aperion.audit.options import Rotation
     from aperion.audit.ring import Ring
     from aperion.audit.signing import SigningKey
+    from aperion.audit.subjects import Subjects
 
 _SHORTEST: Final = 0.002
 """Seconds between two batches while lines come: many small writes would fight the loop for the interpreter."""
@@ -51,29 +52,26 @@ class Writer:
         rotation: when a file is full.
         checkpoints: how often one is written.
         housekeeper: does the rest.
+        subjects: keys that have to be on the disk before what is encrypted with them.
     """
 
     # Mutable: what is counted, by the thread; _tried by the loop; the requests from anywhere, once each.
     __slots__ = (
-        *("_batch", "_checkpoint_at", "_checkpoint_seq", "_checkpoints", "_housekeeper", "_keeps_going", "_key"),
         *(
+            "_batch",
+            "_checkpoint_at",
+            "_checkpoint_seq",
+            "_checkpoints",
+            "_housekeeper",
+            "_keeps_going",
+            "_key",
             "_live",
-            "_look_at",
-            "_new_key",
-            "_prune_at",
-            "_pruned",
-            "_reopening",
-            "_ring",
-            "_rotation",
-            "_stopping",
-            "_thread",
-            "_tried",
-            "_wake",
         ),
-        *("checkpoints", "failure", "failures", "on_progress", "rotations"),
+        *("_look_at", "_new_key", "_prune_at", "_pruned", "_reopening", "_ring", "_rotation", "_stopping", "_subjects"),
+        *("_thread", "_tried", "_wake", "checkpoints", "failure", "failures", "on_progress", "rotations"),
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a log
         self,
         ring: Ring,
         live: Live,
@@ -81,6 +79,7 @@ class Writer:
         rotation: Rotation,
         checkpoints: Checkpoints,
         housekeeper: Housekeeper,
+        subjects: Subjects | None = None,
         keeps_going: bool = False,
     ) -> None:
         self.failure: str | None = None
@@ -93,6 +92,7 @@ class Writer:
         self._key = checkpoints.key
         self._new_key: SigningKey | None = None
         self._housekeeper = housekeeper
+        self._subjects = subjects
         self._keeps_going = keeps_going
         self._batch = ring.capacity // _BATCHES
         self._look_at = self._prune_at = 0.0
@@ -211,7 +211,9 @@ class Writer:
         if self._new_key is not None:
             self._change_key(self._new_key)
         if self._is_full():
-            self._rotate()
+            self._look_after_files()  # what is renamed should be what was written
+            if self._is_full():
+                self._rotate()
         elif time.monotonic() >= self._prune_at:
             self._prune()
         moved = self._move_batch()
@@ -224,6 +226,8 @@ class Writer:
         bodies = self._fitting(ring.oldest(self._batch))
         if not bodies:
             return False
+        if self._subjects is not None:
+            self._subjects.tend(durable=live.durable)
         live.append(bodies)
         ring.commit(sum(map(len, bodies)), live.place)
         if self.on_progress is not None:
@@ -246,11 +250,8 @@ class Writer:
     def _look_after_files(self) -> None:
         """See that both files are where they were, now and then: each call lets go of the interpreter."""
         live, ring = self._live, self._ring
-        if self._reopening:
-            self._reopening = False
-            live.reopen()
-            ring.commit(0, live.place)
-        elif live.follow():
+        self._reopening = False
+        if live.follow():
             ring.commit(0, live.place)
         self._follow_ring()
         self._look_at = time.monotonic() + _LOOK
@@ -284,8 +285,9 @@ class Writer:
     def _rotate(self) -> None:
         number, path = self._live.rotate()
         self.rotations += 1
-        self._ring.commit(0, self._live.place)
         self._housekeeper.full(Segment(path, number))
+        self._live.append([])
+        self._ring.commit(0, self._live.place)
         self._prune()
 
     def _prune(self) -> None:

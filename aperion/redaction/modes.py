@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import re
 import secrets
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +17,7 @@ from aperion.errors import ConfigurationError
 from aperion.redaction.markers import KEY, kind_marker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _KEY_ID = re.compile(r"[a-z0-9]{1,16}")
 _LEAST_SECRET = 16
@@ -66,6 +68,22 @@ class RedactionKey:
                 f"the secret of key {self.id!r} has {len(self.secret)} bytes; pass {_LEAST_SECRET} or more: "
                 "secrets.token_bytes(32)"
             )
+
+
+_in_use: ContextVar[RedactionKey | None] = ContextVar("aperion_redaction_key", default=None)
+
+
+@contextmanager
+def encrypting_with(key: RedactionKey | None) -> Iterator[None]:
+    """Encrypt with this key inside of ``with``, whatever key a redactor has; pseudonyms stay what they are.
+
+    None is for its own key again.
+    """
+    token = _in_use.set(key)
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
 
 
 PARTIAL_KINDS: Final = frozenset({"EMAIL", "CC", "PHONE", "IBAN"})
@@ -123,20 +141,19 @@ class Modes:
         key = next(iter(self._keys.values()))
         if mode is Mode.PSEUDONYM:
             return f"{key.id}:{_pseudonym(key, kind, value)}"
+        key = _in_use.get() or key
         data = value.encode("utf-8", "surrogatepass")
         return f"{key.id}:{_encrypted(key, kind, data)}" if len(data) <= _LONGEST_ENCRYPTED else ""
 
     def reveal(self, marker: str) -> str:
         """Return the value that a marker of ``Mode.ENCRYPT`` holds."""
-        found = _ENCRYPTED.fullmatch(marker)
-        if found is None:
-            raise ConfigurationError("that is no encrypted value; pass one marker: [REDACTED_EMAIL:k1:…]")
-        key = self._keys.get(found["id"])
+        name = key_of(marker)
+        key = self._keys.get(name)
         if key is None:
             raise ConfigurationError(
-                f"no key with the id {found['id']!r}; this redactor has {', '.join(map(repr, self._keys)) or 'none'}"
+                f"no key with the id {name!r}; this redactor has {', '.join(map(repr, self._keys)) or 'none'}"
             )
-        return _decrypted(key, found["kind"], found["data"])
+        return revealed(marker, key)
 
     def _known_pattern(self) -> str:
         """Return what a marker of ours looks like; whatever else is in brackets is looked at like any text."""
@@ -150,6 +167,41 @@ class Modes:
 
 
 _ENCRYPTED = re.compile(r"\[REDACTED(?:_(?P<kind>[A-Z0-9_]{1,48}))?:(?P<id>[a-z0-9]{1,16}):(?P<data>[\w\-]+)\]")
+
+
+def key_of(marker: str) -> str:
+    """Return the id of the key that the value in a marker was encrypted with.
+
+    Raises:
+        ConfigurationError: where it is no such marker.
+    """
+    return _parsed(marker)["id"]
+
+
+def revealed(marker: str, key: RedactionKey) -> str:
+    """Return the value that a marker holds.
+
+    Raises:
+        ConfigurationError: where it is no such marker, or was encrypted with another secret, or changed.
+    """
+    found = _parsed(marker)
+    return _decrypted(key, found["kind"], found["data"])
+
+
+def check_encryption() -> None:
+    """See that values can be encrypted here.
+
+    Raises:
+        ConfigurationError: without the package for it.
+    """
+    _aes_gcm()
+
+
+def _parsed(marker: str) -> re.Match[str]:
+    found = _ENCRYPTED.fullmatch(marker)
+    if found is None:
+        raise ConfigurationError("that is no encrypted value; pass one marker: [REDACTED_EMAIL:k1:…]")
+    return found
 
 
 def _part(kind: str, value: str) -> str:

@@ -1,0 +1,348 @@
+"""Erasure: what tells of one person is encrypted with a key of that person's own, and is gone when the key is.
+
+The records stay as they are, so that the chain stays whole; what they say under a key that is destroyed
+nobody can read any more.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import mmap
+import os
+import secrets
+import stat
+import threading
+from contextlib import closing, suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+
+from aperion.errors import AuditError, ConfigurationError
+from aperion.redaction.modes import RedactionKey, check_encryption, key_of, revealed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aperion.events import Event
+
+SubjectOf: TypeAlias = "Callable[[Event[Any]], str | None]"
+
+_MAGIC: Final = b"aperion subject keys 1\n"
+_HEADER: Final = 64
+_SALT: Final = slice(32, 64)
+# A slot: the hash of a name, the id of its key, the secret. Within one sector of any disk, so never half there.
+_SLOT: Final = 64
+_DIGEST, _ID, _SECRET = slice(0, 16), slice(16, 26), slice(32, 64)
+_FREE: Final = bytes(16)
+_MORE: Final = 4096
+"""Slots by which the file grows."""
+
+
+class Subjects:
+    """The keys of the people that events are about, in a file: one each, made when first needed.
+
+    With it, what the redactor of the log writes in ``Mode.ENCRYPT`` is encrypted with the key of the
+    event's subject. ``forget`` destroys that key: in the log, in its compressed files and in every copy of
+    them the values are then unreadable, and ``verify`` still finds the chain whole. Copies of this file
+    would bring keys back: leave it out of backups that are kept longer than a request may take.
+
+    Subjects of which 100,000 are known take 6 MB of disk and 15 MB of memory.
+
+    Args:
+        path: of the file, made with mode 0600; not in the folder of the log, whose copies go elsewhere.
+        of: tells whom an event is about, such as ``lambda event: event.payload["customer_id"]``; None for
+            nobody, whose values are encrypted with the redactor's own key. What an event says is hidden
+            altogether when it raises.
+
+    Raises:
+        ConfigurationError: without the package cryptography, and for a path without a file name.
+    """
+
+    # Mutable: the open file, and which slot is whose.
+    __slots__ = ("_by_digest", "_dirty", "_fd", "_free", "_lock", "_map", "_salt", "_users", "of", "path")
+
+    def __init__(self, path: str | os.PathLike[str], of: SubjectOf) -> None:
+        self.path = Path(path)
+        if not self.path.name:
+            raise ConfigurationError(f"{os.fspath(path)!r} is no path of a file; pass one such as 'subjects.keys'")
+        if not callable(of):
+            raise ConfigurationError(
+                f"of={of!r} cannot be called; pass a function of an event: lambda event: event.key"
+            )
+        check_encryption()
+        self.of = of
+        self._fd = -1
+        self._map: mmap.mmap | None = None
+        self._salt = b""
+        self._by_digest: dict[bytes, int] = {}
+        self._free: list[int] = []
+        self._dirty = False
+        self._users = 0
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        """Show the path."""
+        return f"<Subjects {str(self.path)!r}>"
+
+    # While a log is open
+
+    def open(self) -> None:
+        """Open the file for a log; several logs of one process may share it. Waits.
+
+        Raises:
+            AuditError: when another process writes it, and for a file that is something else.
+            OSError: when the system refuses.
+        """
+        with self._lock:
+            if self._users == 0:
+                self._open()
+            self._users += 1
+
+    def close(self) -> None:
+        """Let go of it; the last log that does closes the file. Waits for the disk."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._close()
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = _opened(self.path, os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AuditError(f"another process uses the keys in {self.path}; give each its own") from None
+            if os.fstat(self._fd).st_size == 0:
+                self._begin()
+            self._map = mmap.mmap(self._fd, 0)
+            self._load()
+        except BaseException:
+            self._close()
+            raise
+
+    def _begin(self) -> None:
+        os.posix_fallocate(self._fd, 0, _HEADER + _MORE * _SLOT)
+        os.pwrite(self._fd, _MAGIC.ljust(32, b"\0") + secrets.token_bytes(32), 0)
+        os.fdatasync(self._fd)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _load(self) -> None:
+        content = self._content()
+        _check(self.path, content[:_HEADER])
+        self._salt = content[_SALT]
+        self._by_digest, self._free = {}, []
+        for at, slot in _slots(content):
+            if slot[_DIGEST] == _FREE:
+                self._free.append(at)
+            else:
+                self._by_digest[slot[_DIGEST]] = at
+        self._free.reverse()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        with suppress(OSError):
+            os.fdatasync(fd)
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        self._by_digest, self._free = {}, []
+        os.close(fd)
+
+    def _content(self) -> mmap.mmap:
+        if self._map is None:
+            raise AuditError(f"the keys in {self.path} are not open; the log opens them when it starts")
+        return self._map
+
+    def key_for(self, event: Event[Any]) -> RedactionKey | None:
+        """Return the key of whom an event is about; None for nobody.
+
+        Raises:
+            UntoldSubjectError: when ``of`` raises, or returns what is no text.
+            OSError: when the file is full and cannot grow.
+        """
+        try:
+            subject = self.of(event)
+        except Exception as error:
+            raise UntoldSubjectError(type(error).__name__) from error
+        if subject is None:
+            return None
+        if not isinstance(subject, str):
+            raise UntoldSubjectError(f"{type(subject).__name__} is no str")
+        return self.key(subject)
+
+    def key(self, subject: str) -> RedactionKey:
+        """Return the key of somebody, a new one the first time; does not wait for the disk.
+
+        Raises:
+            OSError: when the file is full and cannot grow.
+        """
+        with self._lock:
+            content, digest = self._content(), _digest(self._salt, subject)
+            at = self._by_digest.get(digest)
+            slot = content[at : at + _SLOT] if at is not None else b""
+            # Another process may forget somebody, right now too: what was read must still be there.
+            if at is None or not slot.startswith(digest) or content[at : at + _SLOT] != slot:
+                at = self._new(digest)
+                slot = content[at : at + _SLOT]
+            return _key(slot)
+
+    def _new(self, digest: bytes) -> int:
+        if not self._free:
+            self._make_room()
+            self._take_in()
+        content, at = self._content(), self._free.pop()
+        # The hash comes last: whoever is killed in between leaves a slot that is still free.
+        content[at + _DIGEST.stop : at + _SLOT] = secrets.token_bytes(10) + bytes(6) + secrets.token_bytes(32)
+        content[at : at + _DIGEST.stop] = digest
+        self._by_digest[digest] = at
+        self._dirty = True
+        return at
+
+    def _make_room(self) -> None:
+        # Now, so that a full disk says no here, and not by a signal when a key is written.
+        os.posix_fallocate(self._fd, len(self._content()), _MORE * _SLOT)
+
+    def _take_in(self) -> None:
+        content = self._content()
+        size, larger = len(content), os.fstat(self._fd).st_size
+        content.resize(larger)
+        self._free += range(larger - _SLOT, size - _SLOT, -_SLOT)
+
+    def tend(self, *, durable: bool) -> None:
+        """Make room for more, and bring new keys to the disk if they have to be there; for the writer. Waits.
+
+        Raises:
+            OSError: when the system refuses.
+        """
+        if len(self._free) < _MORE // 2:
+            self._make_room()
+            with self._lock:
+                self._take_in()
+        dirty, self._dirty = self._dirty, False
+        if dirty and durable:
+            try:
+                os.fdatasync(self._fd)
+            except OSError:
+                self._dirty = True
+                raise
+
+    # At any time
+
+    def forget(self, subject: str) -> str | None:
+        """Destroy the key of somebody, whether a log is open or not; return the id of the key. Waits for the disk.
+
+        What an event says of the same subject afterwards is encrypted with a new key.
+
+        Returns:
+            None when there is no key: nothing was encrypted for that subject, or it is forgotten already.
+
+        Raises:
+            AuditError: for a file that is something else.
+            OSError: when there is no file, and when the disk refuses; the key may then still be there.
+        """
+        with self._lock, closing(_File(self.path)) as file:
+            found = file.find(_digest(file.salt, subject), _DIGEST)
+            if found is None:
+                return None
+            at, slot = found
+            file.clear(at)
+        return _key(slot).id
+
+    def reveal(self, marker: str) -> str:
+        """Return the value that a marker holds which the log wrote for a subject. Waits.
+
+        Raises:
+            ConfigurationError: where it is no such marker, or its key is not here: destroyed, or of another file.
+            OSError: when there is no file.
+        """
+        name = key_of(marker)
+        with closing(_File(self.path)) as file:
+            found = file.find(_raw(name), _ID)
+        if found is None:
+            raise ConfigurationError(f"the key {name!r} is not in {self.path}: it was destroyed, or is of another file")
+        return revealed(marker, _key(found[1]))
+
+
+class UntoldSubjectError(AuditError):
+    """Whom an event is about cannot be told; what it says is not written then, since nobody could erase it."""
+
+
+class HidesAll:
+    """Stands for a redactor where nothing that an event says may be written."""
+
+    def redact(self, *_: object) -> NoReturn:
+        """Raise, for which a record has a marker."""
+        raise UntoldSubjectError("hidden")
+
+    redact_text = redact_exception = redact
+
+
+class _File:
+    """The file of keys, opened for one thing; beside a log that writes it, if need be."""
+
+    __slots__ = ("_fd", "_path", "salt")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = _opened(path, os.O_RDWR)
+        header = os.pread(self._fd, _HEADER, 0)
+        try:
+            _check(path, header)
+        except AuditError:
+            self.close()
+            raise
+        self.salt = header[_SALT]
+
+    def find(self, wanted: bytes, part: slice) -> tuple[int, bytes] | None:
+        """Return the first slot with this hash or id, and where it stands."""
+        content = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
+        slots = ((at, slot) for at, slot in _slots(content) if slot[part] == wanted)
+        return next((found for found in slots if found[1][_DIGEST] != _FREE), None)
+
+    def clear(self, at: int) -> None:
+        """Overwrite a slot, the secret first, and wait until the disk has it."""
+        os.pwrite(self._fd, bytes(_SLOT), at)
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def _opened(path: Path, flags: int) -> int:
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise AuditError(f"{path} is no regular file; pass the path of one that this log may write")
+    return fd
+
+
+def _check(path: Path, header: bytes) -> None:
+    if not header.startswith(_MAGIC) or len(header) < _HEADER:
+        raise AuditError(f"{path} holds no keys of subjects; pass another path, and it is made")
+
+
+def _slots(content: bytes | mmap.mmap) -> Iterator[tuple[int, bytes]]:
+    for at in range(_HEADER, len(content) - _SLOT + 1, _SLOT):
+        yield at, content[at : at + _SLOT]
+
+
+def _digest(salt: bytes, subject: str) -> bytes:
+    return blake2b(subject.encode("utf-8", "surrogatepass"), key=salt, digest_size=16).digest()
+
+
+def _key(slot: bytes) -> RedactionKey:
+    return RedactionKey(base64.b32encode(slot[_ID]).decode().lower(), slot[_SECRET])
+
+
+def _raw(name: str) -> bytes:
+    try:
+        return base64.b32decode(name.upper())
+    except ValueError:
+        return b""
