@@ -82,6 +82,11 @@ class LogFile:
             return True
         return (there.st_dev, there.st_ino) != self.identity
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether it has no name any more."""
+        return os.fstat(self._fd).st_nlink == 0
+
     def last_line_end(self) -> int:
         """Return the offset behind the last newline."""
         start = end = self.size

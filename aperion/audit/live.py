@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import deque
@@ -40,8 +41,8 @@ class Live:
 
     # Mutable: all of it, by the thread that writes.
     __slots__ = (
-        *("_is_torn", "began", "durable", "file", "first", "link", "log", "number", "path"),
-        *("poisonings", "size", "written"),
+        *("_attempt", "_due", "_is_begun", "_names_changed", "_reason"),
+        *("began", "durable", "file", "first", "link", "log", "number", "path", "size", "written"),
     )
 
     def __init__(self, path: Path, file: LogFile, *, durable: bool) -> None:
@@ -54,9 +55,12 @@ class Live:
         self.began = time.time_ns()
         self.first = 0  # number of the record that begins the file
         self.size = 0
-        self.poisonings = 0  # in a row
         self.written = 0
-        self._is_torn = False
+        self._is_begun = True  # by the line that tells of which log it is
+        self._due: list[bytes] = []  # about the log: comes before anything else
+        self._attempt = b""  # that failed; a part of it may stand behind the end
+        self._reason: str | None = None  # why nothing is written into this file any more
+        self._names_changed = True  # since the device was last told of the folder
 
     @property
     def place(self) -> Place:
@@ -76,131 +80,165 @@ class Live:
         Raises:
             OSError: when the system refuses.
         """
-        lines, link = seal(bodies, self.link)
-        content = b"".join(lines)
-        if self._is_torn:
-            self._cut_back(content)
         try:
-            self.file.write_all(content)
+            self._append(bodies)
         except OSError:
-            self._is_torn = True
-            self._cut_back(content)
+            if self._reason is None:
+                raise
+            self._append(bodies)  # in the next file; if that fails as well, it is not a matter of one file
+
+    def _append(self, bodies: Sequence[bytes]) -> None:
+        if self._reason is not None:
+            self._go_on_elsewhere(self._reason)
+        lines, link = seal([*self._head(), *bodies], self.link)
+        content = b"".join(lines)
+        self._cut_back()
+        self._attempt = content
+        try:
+            self._write(content)
+        except OSError:
+            with suppress(OSError):  # the next attempt does it otherwise
+                self._cut_back()
             raise
-        if self.durable:
-            try:
-                self.file.sync()
-            except OSError as error:
-                self._go_on_elsewhere(error)
-                self.append(bodies)
-                return
+        if not self._is_begun:
+            self.first = self.link.seq + 1
+        self._is_begun, self._due, self._attempt = True, [], b""
         self.size += len(content)
         self.written += len(content)
         self.link = link
+
+    def _head(self) -> list[bytes]:
+        if self._is_begun:
+            return self._due
+        return [record.segment(self.log, self.number, self.link.hash), *self._due]
+
+    def _write(self, content: bytes) -> None:
+        self.file.write_all(content)
+        if self.durable:
+            self._sync()
+        if self.file.is_removed:  # what nobody can find is not recorded
+            self._reason = "the file was removed"
+            raise FileNotFoundError(errno.ENOENT, self._reason)
+
+    def _sync(self) -> None:
+        try:
+            self.file.sync()
+        except OSError as error:
+            self._reason = _reason(error)
+            raise
+        if self._names_changed:
+            sync_folder(self.path.parent)
+            self._names_changed = False
 
     def note(self, kind: str, detail: Mapping[str, Any]) -> None:
         """Append a record about the log itself."""
         self.append([record.about_log(kind, detail)])
 
-    def _cut_back(self, content: bytes) -> None:
+    def _cut_back(self) -> None:
         """Take away what an attempt that failed left behind the end; what others appended stays."""
-        size = self.file.size
-        if size > self.size and content.startswith(self.file.read(self.size, len(content) + 1)):
+        attempt = self._attempt
+        if attempt and self.file.size > self.size and attempt.startswith(self.file.read(self.size, len(attempt) + 1)):
             self.file.cut(self.size)
-        self._is_torn = False
+        self._attempt = b""
 
-    def _go_on_elsewhere(self, error: OSError) -> None:
+    def _go_on_elsewhere(self, reason: str) -> None:
         """Leave a file whose device has failed; what it took since the last synchronisation is written anew."""
-        self.poisonings += 1
-        if self.poisonings > 1:  # the next file failed as well: not a matter of one file
-            self.poisonings = 0
-            raise error
-        bad, size = self.file, self.size
-        with suppress(OSError):  # the record below says where the log ends in it
-            bad.cut(size)
-        name = self._seal_name()
-        self._begin_next()
-        bad.close()
-        self.note("log", {"poisoned": {"segment": name, "bytes": size}, "error": _reason(error)})
-        self.poisonings = 0
+        if self.file.moved():
+            self._go_on_after_move()
+            return
+        if self.size:
+            with suppress(OSError):  # the record says where the log ends in it
+                self.file.cut(self.size)
+            size, name = self.size, self._seal().name
+            detail = {"poisoned": {"segment": name, "bytes": size}, "error": reason}
+            self._due.insert(0, record.about_log("log", detail))
+        else:
+            self.path.unlink()  # nobody was told of anything in it
+        self._open_next()
 
     # From file to file
 
     def rotate(self) -> tuple[int, Path]:
-        """Begin the next file, and return number and path of the one that is full now.
+        """Seal the file, open the next one, and return number and path of the one that is full now.
 
         Raises:
             OSError: when the system refuses; the log then goes on in the file there is.
         """
-        if self.durable:
-            self.file.sync()
-        full, sealed = self.file, self.path.with_name(self._seal_name())
-        number = self.number
+        before, sealed = self.number, self._seal()
+        number = self.number - 1
         try:
-            self._begin_next()
+            self._open_next()
         except OSError:
-            if self.file is full:
-                sealed.rename(self.path)
+            sealed.rename(self.path)
+            self.number, self._is_begun = before, True
             raise
-        full.close()
         return number, sealed
 
-    def _seal_name(self) -> str:
+    def _seal(self) -> Path:
         sealed = sealed_segments(self.path)
         taken = sealed[-1].number or 0 if sealed else 0
-        self.number = max(self.number, taken + 1)
-        target = sealed_path(self.path, self.number)
+        number = max(self.number, taken + 1)
+        target = sealed_path(self.path, number)
         self.path.rename(target)
-        return target.name
+        self.number, self._is_begun, self._names_changed = number + 1, False, True
+        return target
 
-    def _begin_next(self) -> None:
-        file = LogFile(self.path)
-        self.file, self.size, self.number = file, file.size, self.number + 1
-        self.begin()
+    def _open_next(self) -> None:
+        file, before = LogFile(self.path), self.file
+        self.file, self.size = file, file.size
+        before.close()
+        if self._is_begun:  # and moved by somebody else
+            self.number += 1
+        self._reason, self._attempt = None, b""
+        self._set_unbegun()
+
+    def _set_unbegun(self) -> None:
+        self.began = time.time_ns()
+        self.first = self.link.seq + 1
+        self._is_begun, self._names_changed = False, True
 
     def begin(self) -> None:
         """Write the line that begins a file."""
-        self.began = time.time_ns()
-        self.append([record.segment(self.log, self.number, self.link.hash)])
-        self.first = self.link.seq
-        if self.durable:
-            sync_folder(self.path.parent)
+        self._set_unbegun()
+        self.append([])
 
     def follow(self) -> bool:
-        """Go on in a new file where the log was moved or removed, or behind what somebody appended."""
+        """Go on in a new file where the log was moved or removed, or behind what somebody appended.
+
+        The folder is not made: it may be a volume that is away.
+        """
         if self.file.moved():
-            self.reopen()
-            return True
-        if self.file.size != self.size:
-            self.mend()
-            return True
-        return False
+            self._go_on_after_move()
+        elif self._reason is not None:
+            self._go_on_elsewhere(self._reason)
+        else:
+            self._cut_back()
+            if self.file.size == self.size:
+                return False
+            self._mend()
+            self.append([])
+        return True
 
-    def reopen(self) -> None:
-        """Open what has the path now, or a new file; the folder is not made: it may be a volume that is away."""
-        file = LogFile(self.path)
-        self.file.close()
-        self.file, self.size = file, file.size
-        self.mend()
-        self.number += 1
-        self.begin()
-        self.note("log", {"continued": "the file before was moved or removed"})
+    def _go_on_after_move(self) -> None:
+        is_ours = not self._is_begun  # it was this log that moved it, and then could not go on
+        self._open_next()
+        if not is_ours:
+            self._due.append(record.about_log("log", {"continued": "the file before was moved or removed"}))
+        self._mend()
+        self.append([])
 
-    def mend(self) -> None:
-        """Set aside a last line without an end, so that the next one is not glued to it."""
-        self.size = self.file.last_line_end()
-        self.set_aside()
-
-    def set_aside(self) -> None:
-        """Move what stands behind the end to ``<path>.torn``, and note it; nothing is thrown away.
+    def _mend(self) -> None:
+        """Set aside a last line without an end, so that the next one is not glued to it; nothing is thrown away.
 
         Raises:
             OSError: when the system refuses; what was moved may then stand in both files.
         """
+        self.size = self.file.last_line_end()
         torn = self.file.size - self.size
         if torn > 0:
             name = self.file.keep_aside(self.file.blocks(self.size))
             self.file.cut(self.size)
-            self.note("log", {"torn_bytes": torn, "moved_to": name})
+            self._due.append(record.about_log("log", {"torn_bytes": torn, "moved_to": name}))
 
     # At the start
 
@@ -214,10 +252,10 @@ class Live:
         if last is not None:
             self.link = last
             self._take_over(head)
-        elif before is not None:
+        elif before is not None:  # and the process ended before it had begun this file
             segment, self.link, head = before
             self._take_over(head)
-            self.number = (segment.number or 0) + 1
+            self.number, self.first = (segment.number or 0) + 1, 0
         self.log = self.log or str(uuid4())
         self.number = self.number or 1
         return torn

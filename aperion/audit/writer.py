@@ -224,15 +224,14 @@ class Writer:
     def _move_batch(self) -> bool:
         ring, live = self._ring, self._live
         bodies = self._fitting(ring.oldest(self._batch))
-        if not bodies:
-            return False
-        if self._subjects is not None:
-            self._subjects.tend(durable=live.durable)
-        live.append(bodies)
-        ring.commit(sum(map(len, bodies)), live.place)
-        if self.on_progress is not None:
+        if bodies:
+            if self._subjects is not None:
+                self._subjects.tend(durable=live.durable)
+            live.append(bodies)
+            ring.commit(sum(map(len, bodies)), live.place)
+        if self.on_progress is not None:  # of nothing too: somebody may have come to wait since the last batch
             self.on_progress(ring.tail, None)
-        return True
+        return bool(bodies)
 
     def _fitting(self, bodies: list[bytes]) -> list[bytes]:
         """Return as many records as the file takes before it is full, the one that makes it so included."""
