@@ -222,12 +222,17 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One run of a handler; ``duration`` in seconds."""
+    """One run of a handler; ``duration`` in seconds.
+
+    A handler should return nothing: what it ``returned`` reaches nobody. It stands here and, redacted, in
+    the audit log, so that a forgotten ``emit`` is found; not what a handler in another process returns.
+    """
 
     number: int
     state: OutcomeState
     duration: float
     error: BaseException | None = None
+    returned: object = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import aperion
 from aperion import AuditLog, Event, EventBus
+from aperion.audit import Rotation
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +61,7 @@ async def test_every_event_and_every_outcome_is_one_line(tmp_path: Path) -> None
 
 
 async def test_without_a_log_no_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AUD-2: and the stats say so."""
+    """AUD-2 AUD-e: and the stats say so."""
     monkeypatch.chdir(tmp_path)
     async with EventBus() as bus:
         await bus.emit("chat.sent", {})
@@ -138,3 +140,109 @@ async def test_the_log_hides_what_the_redactor_of_the_bus_hides(tmp_path: Path) 
 
     assert "B-4711" not in ours.read_text()
     assert "B-4711" in own.read_text()
+
+
+async def test_what_threads_emit_is_recorded_once_each(tmp_path: Path) -> None:
+    """AUD-3: five threads, ten events each."""
+    path = tmp_path / "events.jsonl"
+    async with EventBus(audit=AuditLog(path)) as bus, anyio.create_task_group() as group:
+
+        def emit(thread: int) -> None:
+            for number in range(10):
+                bus.emit_from_thread("batch.sent", {"thread": thread, "n": number})
+
+        for thread in range(5):
+            group.start_soon(anyio.to_thread.run_sync, emit, thread)
+
+    sent = [(r["payload"]["thread"], r["payload"]["n"]) for r in read(path) if r["type"] == "batch.sent"]
+    assert sorted(sent) == [(thread, number) for thread in range(5) for number in range(10)]
+    assert all([n for t, n in sent if t == thread] == list(range(10)) for thread in range(5))
+
+
+async def test_clearing_removes_every_file_of_a_log_and_nothing_else(tmp_path: Path) -> None:
+    """AUD-5 AUD-i: full files too; not while it is open, and not those of others."""
+    path, other = tmp_path / "events.jsonl", tmp_path / "events-2.jsonl"
+    other.write_text("not ours\n")
+    audit = AuditLog(path, rotation=Rotation(max_bytes=1_000, compress="gzip"))
+    async with EventBus(audit=audit) as bus:
+        for number in range(20):
+            await bus.emit("order.placed", {"n": number})
+            await anyio.sleep(0.002)
+        with pytest.raises(aperion.AuditUnavailable, match=f"process {os.getpid()}"):
+            audit.clear()
+    assert len(list(audit.read(kinds="accepted"))) == 20
+    assert len(list(tmp_path.iterdir())) > 6
+
+    removed = audit.clear()
+
+    assert {found.name for found in removed} >= {"events.jsonl", "events.000001.jsonl.gz", "events.000001.jsonl.idx"}
+    assert [found.name for found in tmp_path.iterdir()] == ["events-2.jsonl"]
+    assert audit.clear() == []
+    assert AuditLog(tmp_path / "nowhere" / "events.jsonl").clear() == []
+    async with EventBus(audit=audit) as bus:
+        await bus.emit("order.placed", {})
+    assert audit.verify().ok
+    assert audit.verify().first.seq == 0
+
+
+async def test_stats_count_what_was_recorded(tmp_path: Path) -> None:
+    """AUD-9: records and bytes."""
+    audit = AuditLog(tmp_path / "events.jsonl")
+    async with EventBus(audit=audit) as bus:
+        before = audit.stats().records
+        await bus.emit("order.placed", {})
+        await bus.emit("order.placed", {})
+        assert audit.stats().records == before + 2
+
+    assert audit.stats().bytes_written == audit.path.stat().st_size
+
+
+@pytest.mark.parametrize("thread", [False, True])
+async def test_what_a_handler_returns_is_recorded_and_redacted(tmp_path: Path, thread: bool) -> None:
+    """AUD-11: and a handler that returns nothing leaves nothing."""
+    audit = AuditLog(tmp_path / "events.jsonl")
+    bus = EventBus(audit=audit)
+    calls = iter([ConnectionError("once"), None])
+
+    def answer() -> dict[str, str]:
+        if (error := next(calls)) is not None:
+            raise error
+        return {"order": "1", "password": "hunter2"}
+
+    async def answer_async(event: Event) -> dict[str, str]:
+        return answer()
+
+    handler: Any = (lambda event: answer()) if thread else answer_async
+    bus.subscribe(handler, "order.placed", name="answers", retry=aperion.Retry(attempts=2, wait_initial=0.001))
+    bus.subscribe(lambda event: 7 if event.payload["odd"] else None, "order.*", name="odd")
+    async with bus:
+        outcomes = await (await bus.emit("order.placed", {"odd": True})).settled()
+
+    records = {(r["subscription"], r["attempt"]): r.get("returned") for r in read(audit.path) if r["kind"] == "outcome"}
+    assert records == {
+        ("answers", 1): None,
+        ("answers", 2): {"order": "1", "password": "[REDACTED]"},
+        ("odd", 1): 7,
+    }
+    assert outcomes["odd"].attempts[-1].returned == 7
+    assert "hunter2" not in audit.path.read_text()
+
+
+async def test_a_log_is_verified_and_traced_where_it_is_written(tmp_path: Path) -> None:
+    audit = AuditLog(tmp_path / "events.jsonl")
+    bus = EventBus(audit=audit)
+
+    @bus.on("order.placed", name="bill")
+    async def bill(event: Event) -> None:
+        await bus.emit("order.billed", {})
+
+    async with bus:
+        await bus.emit("order.placed", {}, correlation_id="request-1")
+        await bus.drain()
+
+    (root,) = audit.trace("request-1")
+    assert (root.event_type, [child.event_type for child in root.children]) == ("order.placed", ["order.billed"])
+    assert [delivery.subscription for delivery in root.deliveries] == ["bill"]
+    seen: list[tuple[int, int]] = []
+    assert audit.verify(progress=lambda done, total: seen.append((done, total))).ok
+    assert seen[-1] == (audit.path.stat().st_size,) * 2

@@ -96,9 +96,9 @@ class Execution:
                 self._reporter.started(event, subscription, 1)
             try:
                 if subscription.run is None:
-                    await subscription.handler(handed)
+                    returned = await subscription.handler(handed)
                 else:
-                    await subscription.run(receipt, Delivery(handed, subscription))
+                    returned = await subscription.run(receipt, Delivery(handed, subscription))
                 if receipt.expired:  # cancelled, and the handler has kept that to itself
                     raise asyncio.CancelledError  # noqa: TRY301 - one place judges how it ended
             except BaseException as error:  # noqa: BLE001 - SystemExit, CancelledError and groups are failures too
@@ -116,10 +116,10 @@ class Execution:
             else:
                 ended = monotonic()
                 seconds = ended - receipt.started
-                results.append(seconds)
+                results.append(seconds if returned is None else _returned(subscription, seconds, returned))
                 receipt.started = ended
                 if observes:
-                    self._reporter.ended(event, subscription, Attempt(1, OutcomeState.OK, seconds))
+                    self._reporter.ended(event, subscription, Attempt(1, OutcomeState.OK, seconds, None, returned))
         receipt.passed = True
         if not receipt.retrying:
             self._settle(receipt)
@@ -138,15 +138,15 @@ class Execution:
             if not subscription.open:
                 raise NotDeliveredError(f"{subscription.name} was paused or unsubscribed before it")  # noqa: TRY301
             if subscription.run is None:
-                await subscription.handler(handed)
+                returned = await subscription.handler(handed)
             else:
-                await subscription.run(rerun, Delivery(handed, subscription, rerun.attempt))
+                returned = await subscription.run(rerun, Delivery(handed, subscription, rerun.attempt))
             if rerun.expired:
                 raise asyncio.CancelledError  # noqa: TRY301
         except BaseException as error:  # noqa: BLE001
             outcome = self._judged(rerun, subscription, rerun.attempt, earlier, error)
         else:
-            attempt = Attempt(rerun.attempt, OutcomeState.OK, monotonic() - rerun.started)
+            attempt = Attempt(rerun.attempt, OutcomeState.OK, monotonic() - rerun.started, None, returned)
             outcome = Outcome(subscription.name, OutcomeState.OK, (*earlier, attempt))
             if self._reporter.observes:
                 self._reporter.ended(receipt.event, subscription, attempt)
@@ -305,6 +305,10 @@ class Execution:
 
         handler = delivery.subscription.handler
         return await anyio.to_process.run_sync(_call_in_process, handler, delivery.event, cancellable=True)
+
+
+def _returned(subscription: Subscription, seconds: float, returned: object) -> Outcome:
+    return Outcome(subscription.name, OutcomeState.OK, (Attempt(1, OutcomeState.OK, seconds, None, returned),))
 
 
 def _call_in_process(handler: Callable[[Event[Any]], Any], event: Event[Any]) -> None:

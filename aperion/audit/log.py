@@ -18,7 +18,7 @@ from aperion.audit import record
 from aperion.audit.checkpoints import Checkpoints
 from aperion.audit.following import POLL, Following, follow
 from aperion.audit.options import NO_ROTATION, OnFailure, Rotation, Sync, chosen_kinds
-from aperion.audit.parts import AuditStats, Parts, Setup, open_parts
+from aperion.audit.parts import AuditStats, Parts, Setup, clear, open_parts
 from aperion.audit.query import Query
 from aperion.audit.reading import Reading
 from aperion.audit.recovery import gap
@@ -297,6 +297,20 @@ class AuditLog:
         from aperion.audit.verification import verify
 
         return verify(self.path.absolute(), keys=keys, checkpoints=checkpoints, progress=progress)
+
+    def clear(self) -> list[Path]:
+        """Remove all files of this log, full ones, indexes and what a killed process left included. Waits.
+
+        The next record begins another log; that this one ended shows against checkpoints kept elsewhere
+        only. For old files alone there is ``Rotation(keep=...)``.
+
+        Returns:
+            Their paths; none when there was no log.
+
+        Raises:
+            AuditUnavailable: when the log is open, here or in another process.
+        """
+        return clear(self.path.absolute())
 
     # Erasure
 

@@ -14,6 +14,7 @@ from aperion.audit.live import Live
 from aperion.audit.options import OnFailure, Sync
 from aperion.audit.recovery import recover
 from aperion.audit.ring import Ring, lock
+from aperion.audit.segments import index_path, sealed_segments
 from aperion.audit.writer import Writer
 
 if TYPE_CHECKING:
@@ -136,6 +137,36 @@ def open_parts(log: Setup) -> Parts:
     )
     writer.start()
     return Parts(live, ring, writer, housekeeper, recovered.records, subjects)
+
+
+def clear(path: Path) -> list[Path]:
+    """Remove all files of a log that nobody writes, and return their paths. Waits.
+
+    Raises:
+        AuditUnavailable: when a process writes it.
+        OSError: when the system refuses; what is left begins where the log began.
+    """
+    if not path.parent.exists():
+        return []
+    ring_path = path.with_name(f"{path.name}.ring")
+    fd = lock(ring_path, path)
+    try:
+        # The newest first: whoever finds what a fault left sees the beginning of the log.
+        full = list(reversed(sealed_segments(path)))
+        beside = [path, *(segment.path for segment in full), *(index_path(path, s.number or 0) for s in full)]
+        removed = [found for found in (*beside, path.with_name(f"{path.name}.torn")) if _unlinked(found)]
+    finally:
+        _unlinked(ring_path)
+        os.close(fd)
+    return removed
+
+
+def _unlinked(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _version() -> str:

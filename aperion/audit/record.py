@@ -71,6 +71,8 @@ def ended(event: Event[Any], outcome: Outcome, redactor: Redactor) -> bytes:
     if attempts and (error := attempts[-1].error) is not None:
         fields["error_type"] = type(error).__name__
         fields["error"] = _redacted(_message, (redactor, error))
+    if attempts and (returned := attempts[-1].returned) is not None:
+        fields["returned"] = _redacted(redactor.redact, returned)
     return line(fields)
 
 
