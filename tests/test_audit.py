@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -351,7 +351,9 @@ ODD: list[tuple[object, object]] = [
     (2**80, 2**80),
     (10**5000, hex(10**5000)),
     ((1, (2,)), [1, [2]]),
-    (float("inf"), None),
+    (float("inf"), "inf"),
+    ([float("nan"), None, -float("inf"), 1.5], ["nan", None, "-inf", 1.5]),
+    (timedelta(seconds=90), "PT1M30S"),
     ({1: "a", "1": "b"}, {"1": "a", "1#2": "b"}),
     ({None: 1, True: 2}, {"null": 1, "true": 2}),
     ({(1, 2): 3}, {"(1, 2)": 3}),

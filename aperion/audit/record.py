@@ -33,6 +33,7 @@ _DELETE: Final = 0x7F
 _LONGEST_NUMBER = 14_000
 """Bits; ``str`` refuses an integer of more than 4,300 digits, and ``hex`` does not."""
 _LONGEST_CUT = 256
+_INFINITE = float("inf")
 
 
 def accepted(event: Event[Any], redactor: Redactor) -> bytes:
@@ -136,7 +137,24 @@ def line(fields: dict[str, Any]) -> bytes:
         text = orjson.dumps(fields, default=jsonable, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # an odd key, an integer beyond 64 bits, a class that has no JSON form
         text = _slowly(fields)
+    if b"null" in text and _holds_no_number(fields):  # which orjson writes like None
+        text = _slowly(fields)
     return text if text.isascii() and _DELETE not in text else _escaped(text)
+
+
+def _holds_no_number(value: object) -> bool:
+    """Tell whether there is a NaN or an infinity somewhere."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if type(value) is float:
+            if not abs(value) < _INFINITE:
+                return True
+        elif type(value) is dict:
+            waiting.extend(value.values())
+        elif type(value) is list:
+            waiting.extend(value)
+    return False
 
 
 def shrunk(text: bytes) -> bytes:
@@ -207,7 +225,7 @@ def _text(value: str) -> str:
 def _number(value: float | None) -> object:
     if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
         return hex(value)
-    if isinstance(value, float) and not abs(value) < float("inf"):
+    if isinstance(value, float) and not abs(value) < _INFINITE:
         return str(value)
     return value
 
