@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import aperion
+from aperion.audit import Rotation
 
 
 class UserLogin(aperion.Payload, type="typing.user_login"):
@@ -54,3 +55,7 @@ async def main() -> None:
 aperion.run(bus, main())  # error
 
 aperion.Redactor(modes={"EMAIL": "partial"})  # error
+
+aperion.AuditLog("events.jsonl", rotation=Rotation(compress="lzma"))  # error
+aperion.AuditLog("events.jsonl").read(event="x")  # error
+aperion.AuditLog("events.jsonl").read(limit="5")  # error

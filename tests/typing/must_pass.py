@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, assert_type
 
 import aperion
+from aperion.audit import (
+    AuditRecord,
+    AuditStats,
+    Checkpoints,
+    OnFailure,
+    Rotation,
+    SigningKey,
+    Subjects,
+    TraceNode,
+    Verification,
+    VerifyKey,
+)
 from aperion.redaction import Mode, RedactionKey
 
 
@@ -119,3 +132,28 @@ assert_type(redactor.redact({"a": 1}, report), object)
 assert_type(redactor.redact_text("a", report), str)
 assert_type(redactor.redact_exception(ValueError()), tuple[str, str])
 assert_type(redactor.counts, dict[str, int])
+
+
+audit = aperion.AuditLog(
+    "events.jsonl",
+    sync="disk",
+    on_failure=OnFailure.BEST_EFFORT,
+    rotation=Rotation(max_bytes=1_000_000, keep=10, compress="zstd"),
+    checkpoints=Checkpoints(every=100, key=SigningKey.generate("k1"), copy_to=print),
+    kinds={"accepted"},
+    subjects=Subjects("subjects.keys", of=lambda event: event.key),
+)
+
+
+async def look() -> None:
+    for record in audit.read(types="order.*", kinds=["outcome"], limit=5, newest_first=True):
+        assert_type(record, AuditRecord)
+    async for record in audit.read(since=datetime.now(UTC)):
+        assert_type(record.seq, int)
+    async for record in audit.afollow(from_end=False, event_id="x"):
+        assert_type(record.event_id, str | None)
+    assert_type(audit.trace("request-1"), tuple[TraceNode, ...])
+    assert_type(audit.verify(keys=[VerifyKey.load("audit.pub")], checkpoints=["copies", {"count": 1}]), Verification)
+    assert_type(audit.stats(), AuditStats)
+    assert_type(await audit.forget("c-7"), bool)
+    audit.rotate_key(SigningKey.load("audit.key"))
