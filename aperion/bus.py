@@ -6,7 +6,7 @@ import concurrent.futures
 import math
 import threading
 import weakref
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Self, TypedDict, overload
 
@@ -163,6 +163,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         self._redriver = Redriver(self.dead_letters, self._reporter, self._counters, self._subscriptions)
         self._streams: weakref.WeakSet[EventStream[Any]] = weakref.WeakSet()
         self._from_threads: set[concurrent.futures.Future[Receipt]] = set()
+        self._held_for_threads: dict[concurrent.futures.Future[Receipt], asyncio.Future[None]] = {}
 
     # Life
 
@@ -333,7 +334,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         ``receipt.settled_from_thread()`` waits for the handlers.
 
         Raises:
-            TimeoutError: when there was no room within ``timeout`` seconds; the event is not accepted.
+            TimeoutError: when there was no room within ``timeout`` seconds; the event is not accepted. When
+                the disk did not have its record under ``sync="disk"``, it is dropped, and the log says so.
             WrongLoopError: on the thread of the loop, which would wait for itself.
             ValidationError: and all else that ``emit`` raises.
         """
@@ -353,11 +355,14 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
                 raise
             raise _not_running("emit_from_thread") from None
         except concurrent.futures.TimeoutError:
-            if not done.cancel():
-                return done.result()  # accepted at the last moment
+            if not done.cancel():  # accepted at the last moment, or held until the disk has its record
+                with suppress(RuntimeError):  # the loop is closed, and has answered
+                    runtime.loop.call_soon_threadsafe(self._give_up_held, done)
+                return done.result()
             raise TimeoutError(f"there was no room for the event within {timeout:g} s; it was not accepted") from None
         finally:
             self._from_threads.discard(done)
+            self._held_for_threads.pop(done, None)
 
     def _emit_for_thread(
         self, runtime: Runtime, made: tuple[Any, Any, Details | None], done: concurrent.futures.Future[Receipt]
@@ -371,13 +376,28 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             _answer(done, error=error)
             return
         if receipt is not None:
-            _answer_when_synced(runtime, receipt, done)
+            self._answer_when_synced(runtime, receipt, done)
             return
         place = runtime.wait_for_place()
         place.add_done_callback(lambda _: self._accept_for_thread(runtime, event, place, done))  # type: ignore[arg-type]  # an event, or there was a receipt
         done.add_done_callback(
             lambda _: done.cancelled() and runtime.loop.call_soon_threadsafe(runtime.leave_line, place)
         )
+
+    def _answer_when_synced(self, runtime: Runtime, receipt: Receipt, done: concurrent.futures.Future[Receipt]) -> None:
+        synced = runtime.held.get(receipt)
+        if synced is None:
+            _answer(done, receipt)
+        elif not done.running() and not done.set_running_or_notify_cancel():
+            synced.cancel()  # the thread has given up
+        else:
+            self._held_for_threads[done] = synced
+            synced.add_done_callback(lambda _: _answer_synced(synced, receipt, done))
+
+    def _give_up_held(self, done: concurrent.futures.Future[Receipt]) -> None:
+        synced = self._held_for_threads.get(done)
+        if synced is not None:
+            synced.cancel()
 
     def _accept_for_thread(
         self,
@@ -394,7 +414,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         try:
             if error is not None:
                 raise error  # noqa: TRY301 - one place answers the thread
-            _answer_when_synced(runtime, runtime.accept_reserved(event), done)
+            self._answer_when_synced(runtime, runtime.accept_reserved(event), done)
         except BaseException as failure:  # noqa: BLE001 - raised in the thread that emits
             _answer(done, error=failure)
 
@@ -664,14 +684,13 @@ def _callables(name: str, given: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(given)
 
 
-def _answer_when_synced(runtime: Runtime, receipt: Receipt, done: concurrent.futures.Future[Receipt]) -> None:
-    synced = runtime.held.get(receipt)
-    if synced is None:
+def _answer_synced(synced: asyncio.Future[None], receipt: Receipt, done: concurrent.futures.Future[Receipt]) -> None:
+    if synced.cancelled():
+        _answer(done, error=TimeoutError("the disk did not have the record of the event in time; it was dropped"))
+    elif synced.exception() is not None:
+        _answer(done, error=synced.exception())
+    else:
         _answer(done, receipt)
-        return
-    synced.add_done_callback(
-        lambda _: _answer(done, error=synced.exception()) if synced.exception() else _answer(done, receipt)
-    )
 
 
 def _answer(

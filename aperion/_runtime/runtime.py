@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from aperion._frozen import FrozenDict
 from aperion._logs import logger as _log
@@ -285,6 +286,15 @@ class Runtime:
         self._follow_up(receipt)
         self.reporter.dropped(receipt.event, policy)
 
+    async def _give_up_held(self) -> list[Receipt]:
+        held = [receipt for receipt, synced in self.held.items() if not synced.done()]
+        for receipt in held:
+            error = BusNotRunningError("the bus drained before the disk had the record of the event; it was dropped")
+            self.held[receipt].set_exception(error)
+        with anyio.CancelScope(shield=True):
+            await checkpoint()  # they are dropped; and those that the disk has by now come into the queue
+        return held
+
     def _drop_held(self, receipt: Receipt, policy: str) -> None:
         """Drop an event that has not come into the queue."""
         self._forget_accepted(receipt)
@@ -345,11 +355,14 @@ class Runtime:
         return receipt
 
     async def _synced_here(self, receipt: Receipt, synced: asyncio.Future[None]) -> None:
+        self.held[receipt] = synced
         try:
             await synced
         except BaseException:
             self._drop_held(receipt, "cancelled" if synced.cancelled() else "audit_unavailable")
             raise
+        finally:
+            del self.held[receipt]
 
     def _enters(self, event: Event[Any]) -> bool:
         """Tell whether ``dispatch`` may go on now, or has to wait for a place."""
@@ -701,6 +714,7 @@ class Runtime:
 
     async def _stop(self) -> tuple[tuple[str, str], ...]:
         """Cancel what runs and give up what waits; each event that did not finish is named once."""
+        held = await self._give_up_held() if self.held else []
         running = [run.receipt if isinstance(run, Rerun) else run for run in self._suspended]
         waiting = self._backlog.unstarted()
         for receipt in waiting:
@@ -711,4 +725,4 @@ class Runtime:
         self._close()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
-        return tuple(dict.fromkeys((r.event.event_type, r.event.event_id) for r in (*running, *waiting)))  # type: ignore[attr-defined]  # a run that is no rerun is a receipt
+        return tuple(dict.fromkeys((r.event.event_type, r.event.event_id) for r in (*held, *running, *waiting)))  # type: ignore[attr-defined]  # a run that is no rerun is a receipt

@@ -222,17 +222,20 @@ class AuditLog:
         raise AuditUnavailable(self.path, "it is not open; the bus opens it when it starts")
 
     def when_synced(self) -> asyncio.Future[None] | None:
-        """Return what is done when the disk has all that was recorded so far; None where it has.
+        """Return what is done when the disk has all that was recorded so far, in the order asked; None for a closed log.
 
         It fails with ``AuditUnavailable`` when the disk refuses, but not under ``best_effort``. Only for
         ``sync="disk"``: nobody else brings records to the disk.
         """
         parts, loop = self._parts, self._loop
-        if parts is None or loop is None or parts.ring.head == parts.ring.tail:
+        if parts is None or loop is None:
             return None
         waiting: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((parts.ring.head, waiting))
-        parts.writer.hurry()
+        if self._waiting or parts.ring.head != parts.ring.tail:
+            self._waiting.append((parts.ring.head, waiting))
+            parts.writer.hurry()
+        else:  # not at once: those before were let go, and may not have been handed on yet
+            loop.call_soon(_done, waiting)
         return waiting
 
     def _progressed(self, tail: int, failure: str | None) -> None:
@@ -343,8 +346,8 @@ class AuditLog:
         writer = parts.writer if parts else None
         return AuditStats(
             path=str(self.path),
-            available=self._is_open and writer is not None and writer.failure is None,
-            failure=writer.failure if writer else None,
+            available=self._is_open and writer is not None and writer.refusal is None,
+            failure=writer.refusal if writer else None,
             records=self._records,
             bytes_written=parts.live.written if parts else 0,
             buffered_bytes=parts.ring.head - parts.ring.tail if parts else 0,
@@ -411,8 +414,6 @@ class AuditLog:
         parts = self._parts
         if parts is None or not self._is_open:
             return
-        with suppress(AuditUnavailable):  # the ring keeps the count for the next start
-            self._tell_of_gap()
         self._is_open = False
         self._put = self._refuse
         _logs.discard(self)
@@ -436,6 +437,11 @@ class AuditLog:
 
     def _refuse_in_child(self, _line: bytes) -> NoReturn:
         raise AuditUnavailable(self.path, "it belongs to the process that this one was forked from")
+
+
+def _done(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _choice(kind: Any, name: str, value: object) -> Any:

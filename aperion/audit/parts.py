@@ -88,7 +88,7 @@ class Parts:
         if self.writer.is_stuck:
             return left  # the thread still uses the files
         self.housekeeper.stop()
-        if not left:
+        if not left and self.ring.missed is None:
             self.ring.remove()
         self.live.file.close()
         self.ring.close()

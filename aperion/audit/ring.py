@@ -158,7 +158,7 @@ class Ring:
     # The mapping is replaced by the thread that puts, while nothing is in the ring.
     __slots__ = (
         *("_fd", "_map", "_shared", "_spare", "_swap", "_words"),
-        *("beyond", "capacity", "head", "mark", "path", "place", "tail"),
+        *("beyond", "capacity", "head", "mark", "missed", "path", "place", "tail"),
     )
 
     def __init__(self, path: Path, fd: int, capacity: int, place: Place, *, shared: bool = True) -> None:
@@ -167,6 +167,7 @@ class Ring:
         self.head = self.tail = 0
         self.mark = -1  # beyond asks first
         self.beyond: Callable[[int], None] = _nowhere
+        self.missed: Missed | None = None
         self.place = place
         self._fd = fd
         self._shared = shared
@@ -201,6 +202,7 @@ class Ring:
 
     def miss(self, missed: Missed | None) -> None:
         """Keep in mind what could not be put, for the next start."""
+        self.missed = missed
         words = self._words
         words[_AT_MISSED] = 0
         if missed is not None:
@@ -275,6 +277,7 @@ class Ring:
                 return False
             fd, (self._fd, self._map), self._spare = self._fd, self._spare, None
             self._words = self._begun()
+        self.miss(self.missed)
         os.close(fd)
         return True
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aperion.audit.chain import sealed_length
 from aperion.audit.checkpoints import checkpoint_body, copy_checkpoint, rotation_body
 from aperion.audit.housekeeping import Housekeeper, outdated
-from aperion.audit.recovery import recover
+from aperion.audit.recovery import gap, recover
 from aperion.audit.ring import lock
 from aperion.audit.segments import Segment
 from aperion.errors import AuditUnavailable
@@ -147,9 +147,15 @@ class Writer:
         while end - ring.tail > ring.capacity:
             if self.failure is not None or time.monotonic() > deadline:
                 self._tried = ring.tail
-                full = f"the buffer of {ring.capacity:,} bytes is full, and the disk does not keep up"
-                raise AuditUnavailable(self._live.path, self.failure or full)
+                raise AuditUnavailable(self._live.path, self.refusal or "the buffer was full")
             time.sleep(_SHORTEST / 4)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why lines are refused now, or will be; None where all is well."""
+        if self.failure is None and self._tried == self._ring.tail:
+            return f"the buffer of {self._ring.capacity:,} bytes is full, and the disk does not keep up"
+        return self.failure
 
     # On the thread of the writer
 
@@ -344,6 +350,9 @@ class Writer:
     # At the end
 
     def _finish(self) -> bool:
+        if self._ring.missed is not None:
+            self._note("gap", gap(self._ring.missed))
+            self._ring.miss(None)
         self._note("stopped", {"pid": os.getpid()})
         self._checkpoint()
         self._live.file.sync()
