@@ -186,11 +186,12 @@ class AuditLog:
             raise AuditUnavailable(self.path, f"{reason_of(error)}, for the keys in {self._subjects.path}") from error
 
     def _append(self, line: bytes) -> None:
-        if self._missed is not None:
-            self._tell_of_gap()
         if len(line) > self._largest:
             line = record.shrunk(line)
-        self._put(line)
+        if self._missed is None:
+            self._put(line)
+        else:
+            self._put_after_gap(line, self._missed)
         self._records += 1
 
     def _append_or_miss(self, make: Callable[..., bytes], event: Event[Any], *rest: object) -> None:
@@ -212,10 +213,11 @@ class AuditLog:
         if self._parts is not None:
             self._parts.ring.miss(self._missed)
 
-    def _tell_of_gap(self) -> None:
-        if self._missed is not None and self._parts is not None:
-            self._put(record.about_log("gap", gap(self._missed)))
-            self._missed = None
+    def _put_after_gap(self, line: bytes, missed: Missed) -> None:
+        # Both or neither: a gap alone would take the room of the line, and the next gap would follow.
+        self._put(record.about_log("gap", gap(missed)) + line)
+        self._missed = None
+        if self._parts is not None:
             self._parts.ring.miss(None)
 
     def _refuse(self, _line: bytes) -> None:
