@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 import anyio
 
 from aperion._logs import logger as _log
+from aperion.audit import AuditLog
 from aperion.bus import EventBus
 from aperion.errors import ApplicationError, shown
 
@@ -105,6 +106,10 @@ def run(app: App | EventBus, main: Main | None = None, *, use_uvloop: bool = Fal
     the drain, within the bus's ``drain_timeout``. A second one ends the process at once, with code
     130. What ``main`` or a service raises is raised here, after the drain.
 
+    SIGHUP, which ``logrotate`` sends, makes the audit log go on in the file that has its name now, as
+    ``AuditLog.reopen()`` does. Without an audit log, and for a process whose standard input is a
+    terminal, it means what it always did: the terminal is gone, and the process ends.
+
     Args:
         app: what to run.
         main: an async function without parameters.
@@ -135,7 +140,7 @@ async def _serve(app: App, main: Main | None) -> int:
     failure: Exception | None = None
     async with anyio.create_task_group() as around:
         if threading.current_thread() is threading.main_thread():
-            await around.start(_watch_signals, stop)
+            await around.start(_watch_signals, stop, app.bus)
         try:
             async with app:
                 await _until(stop, main)
@@ -166,10 +171,16 @@ async def _cancel_when(stop: anyio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _watch_signals(stop: anyio.Event, *, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+async def _watch_signals(stop: anyio.Event, bus: EventBus, *, task_status: TaskStatus[None]) -> None:
+    # Not of a terminal that hangs up: its user is gone, and nobody would ever stop the process.
+    log = bus.audit if isinstance(bus.audit, AuditLog) and not os.isatty(0) else None
+    watched = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if log is not None else ()))
+    with anyio.open_signal_receiver(*watched) as signals:
         task_status.started()
         async for number in signals:
+            if log is not None and number == signal.SIGHUP:
+                log.reopen()
+                continue
             if stop.is_set():
                 sys.stdout.flush()
                 sys.stderr.flush()
