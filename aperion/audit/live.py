@@ -243,8 +243,16 @@ class Live:
     # At the start
 
     def resume(self) -> bytes:
-        """Find the end of the chain, and return what stands behind the last whole line."""
+        """Find the end of the chain, and return what stands behind it.
+
+        That is a last line without an end, and after a power cut also lines before it with holes.
+        """
         self.size = self.file.last_line_end()
+        start = max(self.size - _LOOK_BACK, 0)
+        block = self.file.read(start, self.size - start)
+        if not _ends_well(block):
+            end = _chain_end(block)
+            self.size = start + end if end or not start else self.size
         torn = b"".join(self.file.blocks(self.size))
         head = self.file.read(0, min(self.size, 4096)).partition(b"\n")[0]
         last = _last_link(self.file.read(max(self.size - _LOOK_BACK, 0), min(self.size, _LOOK_BACK)))
@@ -274,6 +282,44 @@ class Live:
         line = block[block.rfind(b"\n", 0, at) + 1 : block.find(b"\n", at) + 1] if at >= 0 else b""
         sealed = opened(line)
         return sealed.link.seq if sealed is not None else 0
+
+
+def _ends_well(block: bytes) -> bool:
+    """Tell whether the log was closed: the two last records say so."""
+    lines = block[block.rfind(b"\n", 0, block.rfind(b',"kind":"stopped",')) + 1 :].splitlines()
+    if len(lines) != 2:
+        return False
+    stopped, checkpoint = map(opened, lines)
+    return stopped is not None and checkpoint is not None and checkpoint.follows(stopped.link.hash)
+
+
+def _chain_end(block: bytes) -> int:
+    """Return the offset behind the last line that follows from one before it.
+
+    JSON of others stays where it is; what is no JSON, or is of this log and follows from nothing here, and
+    nothing follows from it, is what a power cut has left.
+    """
+    offset = end = 0
+    link: Link | None = None
+    is_whole = True
+    for line in block.splitlines(keepends=True):
+        offset += len(line)
+        sealed = opened(line)
+        if sealed is not None and (link is None or sealed.follows(link.hash)):
+            link, end, is_whole = sealed.link, offset, True
+        elif sealed is None and is_whole and _is_json(line):
+            end = offset
+        else:
+            is_whole = False
+    return end
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        orjson.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _last_link(block: bytes) -> Link | None:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import orjson
 
 from aperion.audit.chain import opened, seal
+from aperion.audit.compression import open_lines
 from aperion.audit.ring import leftover
 from aperion.audit.segments import sealed_segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
     from aperion.audit.live import Live
     from aperion.audit.ring import Leftover, Missed, Place
@@ -95,24 +97,40 @@ def _sealed_file(place: Place, live: Live) -> Path | None:
 def _missing(left: Leftover, live: Live) -> tuple[list[bytes], list[bytes]]:
     """Return the lines of the ring that the log lacks, and what is no record.
 
-    After a power cut the head may be on the disk and a line not, or an older head and newer lines.
+    After a power cut the whole ring may be older than the log, or its pages of different age.
     """
     lines = left.content.splitlines(keepends=True)
     good = [line for line in lines if _is_record(line)]
     known = {_digest(body) for body in _bodies(left.place, live)} if good else set()
-    return [line for line in good if _digest(line) not in known], [line for line in lines if not _is_record(line)]
+    bad = [line for line in lines if not _is_record(line)]
+    return [line for line in good if _digest(line) not in known], [*bad, *([left.garbled] if left.garbled else [])]
 
 
 def _bodies(place: Place, live: Live) -> Iterator[bytes]:
     """Yield the records that came into the log after a place."""
-    sealed = _sealed_file(place, live)
-    if sealed is not None:
-        with sealed.open("rb") as file:
-            file.seek(place.size)
-            yield from _newer(file, place.link.seq)
     with live.path.open("rb") as file:
-        file.seek(min(place.size, live.size) if live.file.identity == place.file else 0)
-        yield from _newer(file, place.link.seq)
+        end = b'%b"}\n' % place.link.hash.encode()
+        if live.file.read(max(place.size - len(end), 0), len(end)) == end:  # it is the file, and all is behind it
+            file.seek(place.size)
+            yield from _newer(_until(file, live.size), place.link.seq)
+            return
+        yield from _newer(_until(file, live.size), place.link.seq)
+    for segment in reversed(sealed_segments(live.path)):
+        with open_lines(segment.path, segment.compression) as lines:
+            begin = opened(lines.readline())
+            yield from _newer(lines, place.link.seq)
+        if begin is not None and begin.link.seq <= place.link.seq:
+            return
+
+
+def _until(file: BinaryIO, end: int) -> Iterator[bytes]:
+    """Yield the lines up to the end of the log: behind it may be some that are moved aside."""
+    offset = file.tell()
+    for line in file:
+        offset += len(line)
+        if offset > end:
+            return
+        yield line
 
 
 def _newer(lines: Iterable[bytes], seq: int) -> Iterator[bytes]:

@@ -2,7 +2,8 @@
 
 Positions count the bytes that ever went through, so that they only grow: what lies between ``tail``
 and ``head`` is not in the log yet. ``head`` is one aligned 8-byte store, which no kill can tear; the
-bytes of a line are stored before the head that makes them count. Where the log ended when ``tail`` was
+bytes of a line are stored before the head that makes them count. Above it, in the same word, stand 16 bits of
+the CRC-32 of all bytes up to there: a power cut leaves pages of different age, which it tells from lines. Where the log ended when ``tail`` was
 reached is told by one of two slots: the other one is filled first, and then one store selects it.
 """
 
@@ -16,6 +17,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from aperion.audit.chain import Link
 from aperion.errors import AuditUnavailable
@@ -28,10 +30,13 @@ if TYPE_CHECKING:
 
 HEADER: Final = 4096
 _MAGIC: Final = int.from_bytes(b"AperRing", sys.byteorder)
-_VERSION: Final = 2
+_VERSION: Final = 3
 _WORDS: Final = struct.Struct("=64Q")
-_SLOT: Final = struct.Struct("=5Q32s")
-"""tail; device, inode and size of the file; number and hash of the last record."""
+_SLOT: Final = struct.Struct("=6Q32s")
+"""tail and the checksum there; device, inode and size of the file; number and hash of the last record."""
+_POSITION: Final = 48
+"""Bits of the word ``head`` that are the position; above it are those of the checksum that fit."""
+_ALL_BITS: Final = (1 << 64) - 1
 
 # Words of the header, 8 bytes each; what two threads write has a cache line for each of them.
 _AT_MAGIC, _AT_VERSION, _AT_CAPACITY, _AT_PID = range(4)
@@ -64,11 +69,13 @@ class Leftover:
     Args:
         place: where the log ended before them.
         content: whole lines.
+        garbled: what does not fit its checksum, and is no lines any more.
         missed: what the process could not even put there.
     """
 
     place: Place
     content: bytes
+    garbled: bytes
     missed: Missed | None
 
 
@@ -117,15 +124,26 @@ def leftover(fd: int, path: Path, log: Path) -> Leftover | None:
         return None
     if (words[_AT_MAGIC], words[_AT_VERSION]) != (_MAGIC, _VERSION):
         raise AuditUnavailable(log, f"{path} is no ring of this version of aperion; move it away, or use another path")
-    head, capacity = words[_AT_HEAD], words[_AT_CAPACITY]
+    head, checksum = _parted(words[_AT_HEAD])
+    capacity = words[_AT_CAPACITY]
     at = 8 * _AT_SLOTS[words[_AT_SELECTED] % 2]
-    tail, device, inode, length, seq, digest = _SLOT.unpack(os.pread(fd, _SLOT.size, at))
+    tail, before, device, inode, length, seq, digest = _SLOT.unpack(os.pread(fd, _SLOT.size, at))
     if size != HEADER + capacity or not 0 <= head - tail <= capacity:
         raise AuditUnavailable(log, f"the ring {path} is damaged; move it away, what it holds can be read as text")
     count, since, until = words[_AT_MISSED : _AT_MISSED_TO + 1]
     missed = Missed(count, since, until) if count else None
     place = Place((device, inode), length, Link(seq, digest.hex()))
-    return Leftover(place, _content(fd, capacity, tail, head), missed)
+    content = _content(fd, capacity, tail, head)
+    fits = _parted(_word(head, crc32(content, before))) == (head, checksum)
+    return Leftover(place, content if fits else b"", b"" if fits else content, missed)
+
+
+def _word(position: int, checksum: int) -> int:
+    return (checksum << _POSITION | position) & _ALL_BITS
+
+
+def _parted(word: int) -> tuple[int, int]:
+    return word & (1 << _POSITION) - 1, word >> _POSITION
 
 
 def _header(fd: int) -> tuple[int, ...]:
@@ -157,7 +175,7 @@ class Ring:
     # Mutable: head by the thread that puts; tail, mark and place by the one that takes.
     # The mapping is replaced by the thread that puts, while nothing is in the ring.
     __slots__ = (
-        *("_fd", "_map", "_shared", "_spare", "_swap", "_words"),
+        *("_fd", "_map", "_shared", "_spare", "_sum", "_sum_taken", "_swap", "_words"),
         *("beyond", "capacity", "head", "mark", "missed", "path", "place", "tail"),
     )
 
@@ -169,6 +187,7 @@ class Ring:
         self.beyond: Callable[[int], None] = _nowhere
         self.missed: Missed | None = None
         self.place = place
+        self._sum = self._sum_taken = 0
         self._fd = fd
         self._shared = shared
         self._spare: tuple[int, mmap.mmap] | None = None
@@ -193,7 +212,9 @@ class Ring:
             self._map[start:stop] = line
         else:
             self._put_around(start, line)
-        self._words[_AT_HEAD] = self.head = end
+        self.head = end
+        self._sum = crc32(line, self._sum)
+        self._words[_AT_HEAD] = (self._sum << _POSITION | end) & _ALL_BITS
 
     def _put_around(self, start: int, line: bytes) -> None:
         first = HEADER + self.capacity - start
@@ -240,8 +261,10 @@ class Ring:
             place: the new end of the log.
         """
         tail = self.tail + size
+        checksum = crc32(self._bytes(self.tail, size), self._sum_taken)
         self.place = place
         with self._swap:
+            self._sum_taken = checksum
             self._select(self._map, self._words, tail)
             self.tail = tail
 
@@ -249,7 +272,9 @@ class Ring:
         other = 1 - words[_AT_SELECTED] % 2
         place = self.place
         digest = bytes.fromhex(place.link.hash)
-        _SLOT.pack_into(mapped, 8 * _AT_SLOTS[other], tail, *place.file, place.size, place.link.seq, digest)
+        _SLOT.pack_into(
+            mapped, 8 * _AT_SLOTS[other], tail, self._sum_taken, *place.file, place.size, place.link.seq, digest
+        )
         words[_AT_SELECTED] = other
 
     def moved(self) -> bool:
@@ -286,7 +311,7 @@ class Ring:
     def _begun(self) -> memoryview:
         words = memoryview(self._map)[:HEADER].cast("Q")
         words[_AT_VERSION], words[_AT_CAPACITY], words[_AT_PID] = _VERSION, self.capacity, os.getpid()
-        words[_AT_HEAD] = self.head
+        words[_AT_HEAD] = _word(self.head, self._sum)
         self._select(self._map, words, self.tail)
         if not self._shared:  # what others read of a lock: who has it, and that nothing is left in it
             os.pwrite(self._fd, struct.pack("=4Q", _MAGIC, _VERSION, 0, os.getpid()), 0)
