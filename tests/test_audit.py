@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import random
-import signal
 import stat
 import subprocess
 import sys
@@ -934,67 +932,6 @@ async def test_a_ring_that_its_process_had_not_begun_to_use_is_taken_over(path: 
         log.accepted(placed())
 
     assert orders(path) == ["order-1"]
-
-
-VICTIM = """
-import os, sys
-import anyio, aperion
-
-async def main():
-    log = aperion.AuditLog(sys.argv[1], buffer_bytes=1 << 16)
-    await log.start()
-    for number in range(10**9):
-        size = number * 37 % 900
-        event = aperion.Event("audit_order.placed", {"text": "x" * size})
-        try:
-            log.accepted(event)
-        except aperion.AuditUnavailable:
-            await anyio.sleep(0.001)
-        else:
-            os.write(1, event.event_id.encode() + b"\\n")
-        if number % 100 == 0:
-            await anyio.sleep(0)
-
-anyio.run(main)
-"""
-
-
-@pytest.fixture
-def victims(path: Path) -> Callable[[], list[str]]:
-    """Run and kill a process that records; return the ids that it was told are recorded."""
-    told = path.parents[1] / "told"
-
-    def kill_one() -> list[str]:
-        with told.open("wb") as out:
-            process = subprocess.Popen([sys.executable, "-c", VICTIM, str(path)], stdout=out, env=child_environment())
-        try:
-            deadline = time.monotonic() + 30
-            while not told.stat().st_size and time.monotonic() < deadline:
-                time.sleep(0.001)
-            time.sleep(random.uniform(0, 0.1))  # noqa: S311
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait(30)
-        return told.read_text().split()
-
-    return kill_one
-
-
-async def test_what_was_recorded_survives_kill_9_at_any_moment(path: Path, victims: Callable[[], list[str]]) -> None:
-    told: list[str] = []
-    for _ in range(20):
-        told += await anyio.to_thread.run_sync(victims)
-
-    async with open_log(path):
-        pass
-
-    lines = [line for line in read(path) if line["kind"] == "accepted"]
-    found = Counter(line["event_id"] for line in lines)
-    known = set(told)
-    assert len(told) > 20
-    assert [event_id for event_id in told if event_id not in found] == []
-    assert [event_id for event_id, count in found.items() if count > 1] == []
-    assert [event_id for event_id in found if event_id in known] == told  # in order
 
 
 # When the disk fails
