@@ -62,6 +62,7 @@ class Writer:
             "_checkpoint_at",
             "_checkpoint_seq",
             "_checkpoints",
+            "_event_seq",
             "_housekeeper",
             "_keeps_going",
             "_key",
@@ -99,6 +100,7 @@ class Writer:
         self._pruned = 0  # the number of the last file whose removal is noted
         self._checkpoint_at = time.monotonic() + checkpoints.seconds
         self._checkpoint_seq = live.last_checkpoint()
+        self._event_seq = live.link.seq - 1  # the number of the last record that came through the ring
         self._tried = -1
         self._stopping = self._reopening = False
         self._wake = threading.Event()
@@ -216,16 +218,20 @@ class Writer:
             self._look_after_files()
         if self._new_key is not None:
             self._change_key(self._new_key)
+        self._make_room()
+        if time.monotonic() >= self._prune_at:
+            self._prune()
+        moved = self._move_batch()
+        if self._checkpoint_is_due():
+            self._make_room()
+            self._checkpoint()
+        return moved
+
+    def _make_room(self) -> None:
         if self._is_full():
             self._look_after_files()  # what is renamed should be what was written
             if self._is_full():
                 self._rotate()
-        elif time.monotonic() >= self._prune_at:
-            self._prune()
-        moved = self._move_batch()
-        if self._checkpoint_is_due():
-            self._checkpoint()
-        return moved
 
     def _move_batch(self) -> bool:
         ring, live = self._ring, self._live
@@ -234,6 +240,7 @@ class Writer:
             if self._subjects is not None:
                 self._subjects.tend(durable=live.durable)
             live.append(bodies)
+            self._event_seq = live.link.seq
             ring.commit(sum(map(len, bodies)), live.place)
         if self.on_progress is not None:  # of nothing too: somebody may have come to wait since the last batch
             self.on_progress(ring.tail, None)
@@ -245,7 +252,7 @@ class Writer:
         if limit is None:
             return bodies
         for count, body in enumerate(bodies):
-            if size >= limit and (count or self._live.has_records):
+            if size >= limit and (count or self._has_events):
                 return bodies[:count]
             size += sealed_length(body, seq + count + 1)
         return bodies
@@ -279,9 +286,15 @@ class Writer:
             os.close(fd)
             raise
 
+    @property
+    def _has_events(self) -> bool:
+        # What a log says of itself fills no file: a new one begins with such records, and a log without
+        # events would go on from file to file, and push out those that hold any.
+        return self._event_seq > self._live.first
+
     def _is_full(self) -> bool:
         live, rotation = self._live, self._rotation
-        if not live.has_records:
+        if not self._has_events:
             return False
         if rotation.max_bytes is not None and live.size >= rotation.max_bytes:
             return True
@@ -353,6 +366,7 @@ class Writer:
         if self._ring.missed is not None:
             self._note("gap", gap(self._ring.missed))
             self._ring.miss(None)
+        self._make_room()
         self._note("stopped", {"pid": os.getpid()})
         self._checkpoint()
         self._live.file.sync()
