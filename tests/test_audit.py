@@ -1315,3 +1315,21 @@ def test_a_ring_goes_over_to_a_new_file_when_it_is_empty_and_not_before(path: Pa
     found = leftover(os.open(new, os.O_RDONLY), new, path)
     assert found is not None
     assert (found.content, found.place.size) == (LINES[1], 77)
+
+
+def test_a_line_is_in_shared_memory_before_the_writer_may_take_it(path: Path) -> None:
+    path.parent.mkdir()
+    fd = lock(path, path)
+    ring = Ring(path, fd, 1 << 25, Place((1, 1), 0, START))
+    ring.beyond = lambda _end: None
+    line = b'{"x":"%b"}\n' % (b"y" * (30 << 20))  # so long that its checksum takes a while
+    putting = threading.Thread(target=ring.put, args=[line])
+
+    putting.start()
+    while ring.head == 0:
+        pass
+    found = leftover(fd, path, path)
+    putting.join()
+
+    assert found is not None
+    assert len(found.content) == len(line)

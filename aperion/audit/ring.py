@@ -212,9 +212,9 @@ class Ring:
             self._map[start:stop] = line
         else:
             self._put_around(start, line)
-        self.head = end
         self._sum = crc32(line, self._sum)
         self._words[_AT_HEAD] = (self._sum << _POSITION | end) & _ALL_BITS
+        self.head = end  # last: a tail beyond the head that others see would be damage
 
     def _put_around(self, start: int, line: bytes) -> None:
         first = HEADER + self.capacity - start
