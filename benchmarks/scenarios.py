@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import memory, outside, speed
+from benchmarks import audit, memory, outside, speed
 from benchmarks.scale import Scale
 from benchmarks.wiring import CLEAN, PRIVATE, Form, Peer
 
@@ -136,6 +136,46 @@ _ALL = (
         title="with a log on disk, 300 bytes, delivered",
         measure=speed.dispatching(load=CLEAN, audit=True),
         columns=_COST,
+    ),
+    Scenario(
+        name="audit_levels",
+        title="records/s of emit at each level, until they are in the file, beside the same lines written by hand",
+        measure=audit.levels,
+        columns=(
+            Column("process", "process", rate),
+            Column("none", "none", rate),
+            Column("disk", "disk", rate),
+            Column("disk_many", "disk, 100 at once", rate),
+            Column("append", "append", rate),
+            Column("append_synced", "+ fdatasync", rate),
+            Column("grouped", "100, fdatasync", rate),
+        ),
+        most_first=True,
+    ),
+    Scenario(
+        name="audit_emit",
+        title="how long emit takes at 500 events/s, with log and redaction and without the log",
+        measure=audit.paced,
+        columns=(
+            Column("p99_ns", "p99", nanoseconds),
+            Column("p50_ns", "p50", nanoseconds),
+            Column("without_p99_ns", "p99 without", nanoseconds),
+            Column("without_p50_ns", "p50 without", nanoseconds),
+        ),
+    ),
+    Scenario(
+        name="audit_search",
+        title="one event by its id, in a log of twenty files",
+        measure=audit.search,
+        columns=(
+            Column("ns", "found in", nanoseconds),
+            Column("grep_ns", "grep", nanoseconds),
+            Column("ratio", "× grep", times),
+            Column("bytes", "memory", size),
+            Column("records", "records", whole),
+            Column("verified", "verified/s", size),
+        ),
+        once=True,
     ),
     Scenario(
         name="redact",

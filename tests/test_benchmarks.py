@@ -60,6 +60,17 @@ def test_a_tiny_run_writes_tables_json_and_a_chart(tmp_path: Path, capsys: pytes
     assert ET.fromstring(chart.read_text()).tag.endswith("svg")  # noqa: S314 - our own file
 
 
+def test_the_audit_log_is_measured_at_each_level_and_against_grep() -> None:
+    scenarios = ["audit_levels", "audit_emit", "audit_search"]
+    results = measure(Plan(scenarios=scenarios, peers=["aperion"], scale="tiny", rounds=1), lambda _: None)
+
+    assert results.failures() == []
+    for name in scenarios:
+        for column in SCENARIOS[name].columns:
+            assert results.figure(name, "aperion", column.key) is not None, column
+    assert results.figure("audit_search", "aperion", "ns") > 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_adapter_delivers_to_a_sync_handler_and_says_what_it_does(name: str) -> None:
     results = measure(Plan(scenarios=["sync"], peers=[name], scale="tiny", rounds=1), lambda _: None)
