@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import time
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 from weakref import WeakValueDictionary
 
@@ -26,7 +29,9 @@ P = TypeVar("P", default=Any, covariant=True)  # noqa: PLC0105 - users read Even
 
 PayloadT = TypeVar("PayloadT", bound="Payload")
 
-_JSON = orjson.OPT_NON_STR_KEYS
+_MINUTE = timedelta(minutes=1)
+# orjson 3.13 writes 10,000 microseconds of a time as a tenth of a second, and leaves out the seconds of an offset.
+_JSON = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
 
 
 def new_event_id() -> str:
@@ -399,7 +404,21 @@ def jsonable(value: object) -> Any:
         return sorted(value, key=str)
     if isinstance(value, bytes):
         return value.decode("latin-1")
+    if isinstance(value, datetime):
+        return _moment(value)
+    if isinstance(value, date | time_of_day):
+        return value.isoformat()
     return to_jsonable_python(value)
+
+
+def _moment(value: datetime) -> str:
+    offset = value.utcoffset()
+    if (
+        offset is not None and offset % _MINUTE
+    ):  # as before 1900: RFC 3339 has no seconds there, and pydantic reads none
+        with suppress(OverflowError):
+            return value.astimezone(UTC).isoformat()
+    return value.isoformat()
 
 
 def _restore(*values: Any) -> Event[Any]:

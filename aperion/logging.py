@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     EventDict = MutableMapping[str, Any]
 
 WITHHELD: Final = "[REDACTED_ERROR]"
+_OPTIONS: Final = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME  # for the reason, see aperion.events
 _KEPT: Final = ("level", "timestamp", "logger", "_record", "_from_structlog")
 
 
@@ -162,7 +163,7 @@ def _renderer(to_terminal: bool) -> Callable[[Any, str, EventDict], str]:  # noq
 
 def _as_json(logger: Any, method_name: str, event_dict: EventDict) -> str:  # noqa: ARG001 - structlog's
     try:
-        return orjson.dumps(event_dict, default=jsonable, option=orjson.OPT_NON_STR_KEYS).decode()
+        return orjson.dumps(event_dict, default=jsonable, option=_OPTIONS).decode()
     except (TypeError, ValueError):  # integers beyond 64 bits, half a surrogate pair
         return standard_json.dumps({str(name): value for name, value in event_dict.items()}, default=str)
 

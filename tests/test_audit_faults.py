@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
 import anyio
+import pydantic
 import pytest
 from faulty_disk import Disk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import aperion
 from aperion.audit import AuditLog, Rotation, verify
+from aperion.audit import record as records
 from aperion.audit.segments import sealed_segments, segments
 
 if TYPE_CHECKING:
@@ -88,7 +98,7 @@ async def open_shop(path: Path, **options: Any) -> AsyncIterator[Shop]:
             yield shop
 
 
-def records(path: Path) -> list[dict[str, Any]]:
+def every_record(path: Path) -> list[dict[str, Any]]:
     """Return what is in all files of a log; fails where a line is torn."""
     found = []
     for segment in segments(path):
@@ -100,7 +110,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 def of(path: Path, kind: str) -> list[dict[str, Any]]:
     """Return the records of one kind, without those about the bus itself."""
-    return [r for r in records(path) if r["kind"] == kind and not r.get("type", "").startswith("system.")]
+    return [r for r in every_record(path) if r["kind"] == kind and not r.get("type", "").startswith("system.")]
 
 
 def check(path: Path, shop: Shop) -> None:
@@ -267,7 +277,9 @@ async def test_after_a_failed_synchronisation_the_batch_is_in_a_new_file_and_nob
     assert shop.refusals == []
     assert len(shop.yes) == 6
     [bad] = sealed_segments(path)
-    first, note, *others = [record for record in records(path) if record["seq"] > bad.path.read_bytes().count(b"\n")]
+    first, note, *others = [
+        record for record in every_record(path) if record["seq"] > bad.path.read_bytes().count(b"\n")
+    ]
     assert (first["kind"], first["segment"]) == ("segment", 2)
     size = bad.path.stat().st_size
     assert note["detail"] == {"poisoned": {"segment": bad.path.name, "bytes": size}, "error": "input/output error"}
@@ -511,3 +523,210 @@ async def test_every_file_is_for_its_owner_alone_those_that_come_later_too(path:
     assert {".jsonl.gz", ".jsonl.torn", ".jsonl.idx"} <= suffixes
     assert {oct(file.stat().st_mode & 0o777) for file in path.parent.iterdir()} == {"0o600"}
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+# Every payload type that Python programs put into events
+
+
+class Colour(Enum):
+    RED = "red"
+    THREE = 3
+
+
+class Size(IntEnum):
+    LARGE = 9
+
+
+@dataclasses.dataclass
+class Point:
+    x: Any
+    y: Any = 0
+
+
+class Model(pydantic.BaseModel):
+    value: Any
+    more: dict[str, int] = {}
+
+
+class AnyOrder(list[Any]):
+    """Equals a list of the same items: a set has no order."""
+
+    __hash__ = None  # type: ignore[assignment]  # as list has it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, list) and sorted(self, key=repr) == sorted(other, key=repr)
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
+    '\x00\x1b\x7f\x80\x85\x9f\u2028\u2029\ufeff\U0001f600é"\\/'
+)
+NUMBERS = st.integers() | st.integers(-(10**4000), 10**4000) | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+    max_leaves=10,
+)
+NO_TIME = st.just(None)
+ZONES = NO_TIME | st.integers(-50_000, 50_000).map(lambda seconds: timezone(timedelta(seconds=seconds)))
+
+
+def moment(value: datetime) -> str:
+    """Return what stands for a moment: an offset has no seconds there, as those before 1900 had."""
+    is_odd = value.tzinfo is not None and value.utcoffset() % timedelta(minutes=1)  # type: ignore[operator]  # it has one
+    return (value.astimezone(UTC) if is_odd else value).isoformat()
+
+
+# Each value with what stands in the log for it.
+FORMS: list[st.SearchStrategy[tuple[Any, Any]]] = [
+    JSON.map(lambda value: (value, value)),
+    st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=ZONES).map(lambda value: (value, moment(value))),
+    st.dates().map(lambda value: (value, value.isoformat())),
+    st.times().map(lambda value: (value, value.isoformat())),
+    st.uuids().map(lambda value: (value, str(value))),
+    st.decimals().map(lambda value: (value, str(value))),
+    st.lists(st.from_regex(r"[a-z.]{1,5}", fullmatch=True)).map(lambda parts: (Path(*parts), str(Path(*parts)))),
+    st.sampled_from([(Colour.RED, "red"), (Colour.THREE, 3), (Size.LARGE, 9)]),
+    st.binary().map(lambda value: (value, value.decode("latin-1"))),
+    st.binary().map(lambda value: (bytearray(value), value.decode("latin-1"))),
+    st.sets(st.integers()).map(lambda value: (value, AnyOrder(value))),
+    st.frozensets(TEXT).map(lambda value: (value, AnyOrder(value))),
+    st.sampled_from([(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")]),
+    st.integers(min_value=2**14_001).map(lambda value: (value, hex(value))),
+    st.dictionaries(st.integers(), st.integers()).map(lambda value: (value, {str(k): v for k, v in value.items()})),
+    st.sampled_from([({None: 1}, {"null": 1}), ({True: 1}, {"true": 1}), ({1.5: 1}, {"1.5": 1})]),
+    st.sampled_from([("a\udc80b", "a\\udc80b"), ({"\ud800": 1}, {"\\ud800": 1})]),
+    st.sampled_from([({UUID(int=7): 1}, {str(UUID(int=7)): 1}), ({date(2026, 1, 2): 1}, {"2026-01-02": 1})]),
+]
+
+
+def _inside(inner: st.SearchStrategy[tuple[Any, Any]]) -> st.SearchStrategy[tuple[Any, Any]]:
+    """Put values with their forms into all that holds values."""
+    several = st.lists(inner, max_size=3)
+    return st.one_of(
+        several.map(lambda pairs: ([v for v, _ in pairs], [f for _, f in pairs])),
+        several.map(lambda pairs: (tuple(v for v, _ in pairs), [f for _, f in pairs])),
+        st.dictionaries(TEXT, inner, max_size=3).map(
+            lambda pairs: ({k: v for k, (v, _) in pairs.items()}, {k: f for k, (_, f) in pairs.items()})
+        ),
+        st.tuples(inner, inner).map(lambda p: (Point(p[0][0], p[1][0]), {"x": p[0][1], "y": p[1][1]})),
+        st.tuples(inner, inner).map(lambda p: (Pair(p[0][0], p[1][0]), {"left": p[0][1], "right": p[1][1]})),
+        inner.map(lambda p: (Model(value=p[0]), {"value": p[1], "more": {}})),
+    )
+
+
+SHOWN = st.recursive(st.one_of(FORMS), _inside, max_leaves=6)
+OPEN = aperion.Redactor(enabled=False)
+PLACED = aperion.Event("order.placed", {"order": 7})
+
+
+def is_one_line(line: bytes) -> bool:
+    return line.endswith(b"\n") and all(0x20 <= byte < 0x7F for byte in line[:-1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(SHOWN)
+def test_every_payload_type_has_its_documented_form(pair: tuple[Any, Any]) -> None:
+    """AUD-types: what JSON has comes back equal, and all else as the page on the audit log says."""
+    value, form = pair
+
+    line = records.noted(PLACED, "rejected", {"value": value}, OPEN)
+
+    assert is_one_line(line)
+    assert json.loads(line)["detail"] == {"value": form}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.timedeltas())
+def test_a_duration_is_read_back_as_it_was(value: timedelta) -> None:
+    line = records.noted(PLACED, "rejected", {"value": value}, OPEN)
+
+    assert pydantic.TypeAdapter(timedelta).validate_python(json.loads(line)["detail"]["value"]) == value
+
+
+def cyclic(kind: str) -> Any:
+    value: Any = {"list": [], "dict": {}, "point": Point(1), "model": Model(value=1)}[kind]
+    inside = {"list": value}.get(kind)
+    if inside is not None:
+        value.append([value])
+    elif kind == "dict":
+        value["self"] = {"again": value}
+    else:
+        setattr(value, "y" if kind == "point" else "value", [value])
+    return value
+
+
+def deep(kind: str, depth: int) -> Any:
+    value: Any = "end"
+    for _ in range(depth):
+        value = {"list": [value], "tuple": (value,), "dict": {"in": value}, "point": None}[kind]
+    return value
+
+
+ENDLESS = [
+    *(pytest.param(lambda kind=kind: cyclic(kind), id=f"cyclic {kind}") for kind in ("list", "dict", "point", "model")),
+    *(pytest.param(lambda kind=kind: deep(kind, 10_000), id=f"deep {kind}") for kind in ("list", "tuple", "dict")),
+]
+
+
+@pytest.mark.parametrize("made", ENDLESS)
+@pytest.mark.parametrize("redactor", [aperion.Redactor(), OPEN, aperion.Redactor(max_depth=100_000)])
+async def test_what_is_in_itself_or_too_deep_costs_no_record(
+    path: Path, made: Callable[[], Any], redactor: aperion.Redactor
+) -> None:
+    """AUD-types: the rest of the event is there, and a marker in its place."""
+    log = AuditLog(path, redactor=redactor)
+    with anyio.fail_after(20):
+        await log.start()
+        log.noted("rejected", PLACED, {"before": 1, "value": made()})
+        await log.aclose()
+
+    assert all(is_one_line(line + b"\n") for line in path.read_bytes().splitlines())
+    [rejected] = of(path, "rejected")
+    assert rejected["event_id"] == PLACED.event_id
+    assert verify(path).problems == ()
+
+
+ANYTHING = SHOWN.map(lambda pair: pair[0]) | st.sampled_from(
+    [
+        object(),
+        lambda: 1,
+        Ellipsis,
+        {(1, 2): 3},
+        {frozenset({1}): 2},
+        1 + 2j,
+        range(3),
+        Decimal("sNaN"),
+        deep("list", 500),
+    ]
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(ANYTHING, min_size=1, max_size=20))
+def test_whatever_is_emitted_is_accepted_or_refused_and_recorded_as_such(values: list[Any]) -> None:
+    """AUD-types: no event goes by without a record."""
+    told: list[str] = []
+
+    async def emit_all(path: Path) -> None:
+        async with aperion.EventBus(audit=AuditLog(path)) as bus:
+            for value in values:
+                try:
+                    await bus.emit("order.placed", {"value": value})
+                except aperion.ValidationError:
+                    told.append("rejected")
+                else:
+                    told.append("accepted")
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "events.jsonl"
+        anyio.run(emit_all, path)
+        kinds = [r["kind"] for r in every_record(path) if r["kind"] in {"accepted", "rejected"}]
+        assert all(is_one_line(line + b"\n") for line in path.read_bytes().splitlines())
+        assert verify(path).problems == ()
+
+    assert kinds == told

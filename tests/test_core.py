@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime as dt
 import json
 import multiprocessing
 import pickle
@@ -67,6 +68,20 @@ def test_a_line_of_json_round_trips(payload: dict[str, object]) -> None:
     assert "\n" not in line
     assert Event.from_jsonl(line) == event
     assert event.to_dict() == json.loads(line)
+
+
+class Opening(aperion.Payload, type="core.opened"):
+    at: dt.time
+    on: dt.datetime
+
+
+def test_times_of_day_and_odd_offsets_come_back_to_the_microsecond() -> None:
+    """CORE-4: 10,000 microseconds are a hundredth of a second, and offsets of before 1900 have seconds."""
+    local = dt.timezone(dt.timedelta(minutes=53, seconds=28))
+    opening = Opening(at=dt.time(8, 30, 0, 10_000), on=dt.datetime(1890, 1, 1, 8, 30, tzinfo=local))
+    event = Event("core.opened", opening)
+
+    assert Event.from_jsonl(event.to_jsonl()) == event
 
 
 def test_a_model_comes_back_as_its_model() -> None:

@@ -33,6 +33,7 @@ _DELETE: Final = 0x7F
 _LONGEST_NUMBER = 14_000
 """Bits; ``str`` refuses an integer of more than 4,300 digits, and ``hex`` does not."""
 _LONGEST_CUT = 256
+_OPTIONS: Final = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATETIME  # for the reason, see aperion.events
 _INFINITE = float("inf")
 
 
@@ -134,7 +135,7 @@ def _redacted(redact: Callable[[Any], object], value: object) -> object:
 def line(fields: dict[str, Any]) -> bytes:
     """Write one record as one line of ASCII."""
     try:
-        text = orjson.dumps(fields, default=jsonable, option=orjson.OPT_APPEND_NEWLINE)
+        text = orjson.dumps(fields, default=jsonable, option=_OPTIONS)
     except TypeError:  # an odd key, an integer beyond 64 bits, a class that has no JSON form
         text = _slowly(fields)
     if b"null" in text and _holds_no_number(fields):  # which orjson writes like None

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
 _SHORT_ATOMS: Final = _ATOMS - {int, float, Decimal}
-_NUMBERS: Final = frozenset({int, float, Decimal})
+_NUMBERS: Final = frozenset({int, float})
 _LOW, _HIGH, _HIGHEST = -(10**12), 10**12, 10**19  # a card has 13 to 19 digits
 _SUBCLASSED: Final = (complex, date, time, timedelta, tzinfo, UUID)
 _SECRETS: Final = (SecretStr, SecretBytes, Secret)
@@ -62,11 +62,13 @@ class Walk:
         if kind is str:
             return self._rules.scrub(value, self._found)
         if kind in _ATOMS:
-            return self.number(value) if kind in _NUMBERS and not _LOW < value < _HIGH else value
+            return self.number(value) if kind is Decimal or (kind in _NUMBERS and not _LOW < value < _HIGH) else value
         return self._read(value)
 
     def number(self, value: Any) -> object:
         """Keep a number, unless it is one of a card."""
+        if isinstance(value, Decimal) and not value.is_finite():  # a NaN of Decimal refuses to be compared
+            return value
         if not _HIGH <= value < _HIGHEST or value != int(value) or self._rules.public is self._rules:
             return value
         number = str(int(value))
