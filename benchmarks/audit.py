@@ -165,7 +165,7 @@ async def search(peer: Peer, scale: Scale) -> dict[str, float]:
         before = _resident()
         ours, grep = [], []
         for number in range(SOUGHT):
-            event_id = f"event-{number * (scale.growth // 2) // SOUGHT:08d}"
+            event_id = f"event-{number * SEGMENTS * _events(scale.growth) // SOUGHT:08d}"
             ours.append(_timed(lambda wanted=event_id: _found(log, wanted)))  # type: ignore[misc]  # bound early
             command = ["grep", "-F", "-h", event_id, *files]
             grep.append(_timed(lambda command=command: subprocess.run(command, check=True, capture_output=True)))  # type: ignore[misc]
@@ -196,12 +196,17 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
+def _events(records: int) -> int:
+    """Return how many events stand in each file, with two records each."""
+    return max(records // SEGMENTS // 2, 1)
+
+
 def _make(log: Path, records: int) -> None:
     """Write a log of two records an event, in twenty files with their indexes."""
     link, number = START, 0
     for file in range(1, SEGMENTS + 1):
         bodies = [segment("benchmark", file, link.hash)]
-        for _ in range(max(records // SEGMENTS // 2, 1)):
+        for _ in range(_events(records)):
             about = {"event_id": f"event-{number:08d}", "type": "bench.order", "correlation_id": f"request-{number}"}
             bodies.append(line({"time": number, "kind": "accepted", **about, "hops": 0, "payload": dict(CLEAN.fields)}))
             ended = {"subscription": "bench.handler", "attempt": 1, "state": "ok", "duration": 0.001}
