@@ -85,6 +85,16 @@ def sealed_length(body: bytes, seq: int) -> int:
     return len(_HEAD) + len(str(seq)) + len(",") + len(body) - len("{}\n") + TAIL_LENGTH
 
 
+def filling(bodies: Iterable[bytes], after: Link, room: int) -> int:
+    """Return how many records, one at least, fill so many bytes as lines of the log; all where they do not."""
+    count = 0
+    for count, body in enumerate(bodies, start=1):
+        room -= sealed_length(body, after.seq + count)
+        if room <= 0:
+            break
+    return count
+
+
 def opened(line: bytes) -> Sealed | None:
     """Take a line apart; None for one that is no record of the chain."""
     found = _SEALED.fullmatch(line)

@@ -174,6 +174,16 @@ class Live:
             raise
         return number, sealed
 
+    def make_room(self, limit: int | None) -> None:
+        """Go on in the next file if this one is full and holds anything.
+
+        Raises:
+            OSError: when the system refuses.
+        """
+        if limit is not None and self.size >= limit and self.has_records:
+            self.rotate()
+            self.append([])
+
     def _seal(self) -> Path:
         sealed = sealed_segments(self.path)
         taken = sealed[-1].number or 0 if sealed else 0

@@ -119,7 +119,7 @@ def open_parts(log: Setup) -> Parts:
         if subjects is not None:
             subjects.open()
             on_failure.callback(subjects.close)
-        recovered = recover(ring_path, fd, live)
+        recovered = recover(ring_path, fd, live, limit=log.rotation.max_bytes)
         started = {"pid": os.getpid(), "version": _version(), "clean": recovered.clean, "recovered": recovered.records}
         live.note("started", started)
         ring = Ring(ring_path, fd, log.buffer_bytes, live.place, shared=log.sync is not Sync.NONE)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from aperion.audit.chain import opened, seal
+from aperion.audit.chain import filling, opened, seal
 from aperion.audit.compression import open_lines
 from aperion.audit.ring import leftover
 from aperion.audit.segments import sealed_segments
@@ -35,7 +35,7 @@ class Recovered:
     records: int
 
 
-def recover(ring: Path, fd: int, live: Live) -> Recovered:
+def recover(ring: Path, fd: int, live: Live, *, limit: int | None = None) -> Recovered:
     """Write into the log what the ring holds and the log lacks.
 
     The ring stays as it is, so that this can be cut short anywhere and done again.
@@ -44,6 +44,7 @@ def recover(ring: Path, fd: int, live: Live) -> Recovered:
         ring: the path of the ring.
         fd: the ring, locked.
         live: the log, opened and at its end.
+        limit: bytes of which a file is full.
 
     Raises:
         AuditUnavailable: when the file is no ring of ours.
@@ -56,8 +57,7 @@ def recover(ring: Path, fd: int, live: Live) -> Recovered:
     aside = _clear(live, torn, good)
     if not live.first:
         live.begin()
-    if good:
-        live.append(good)
+    _bring_over(good, live, limit)
     if aside is not None:
         live.note("log", {"torn_bytes": len(torn), "moved_to": aside})
     if bad:
@@ -67,6 +67,15 @@ def recover(ring: Path, fd: int, live: Live) -> Recovered:
     if left is not None and left.missed is not None:
         live.note("gap", gap(left.missed))
     return Recovered(left is None, len(good))
+
+
+def _bring_over(lines: list[bytes], live: Live, limit: int | None) -> None:
+    while lines:
+        live.make_room(limit)
+        count = len(lines) if limit is None else filling(lines, live.link, limit - live.size)
+        live.append(lines[:count])
+        lines = lines[count:]
+    live.make_room(limit)
 
 
 def gap(missed: Missed) -> dict[str, object]:

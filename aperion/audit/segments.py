@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -41,17 +42,13 @@ def index_path(log: Path, number: int) -> Path:
 
 
 def sealed_segments(log: Path) -> list[Segment]:
-    """Return the full files of a log, oldest first.
+    """Return the full files of a log, oldest first; a link or a pipe with such a name is none of them.
 
     One that is there plain and compressed is about to be compressed; the plain one is whole.
     """
     pattern = re.compile(rf"{re.escape(log.stem)}\.(\d{{6,}}){re.escape(log.suffix)}(\.gz|\.zst)?")
     found: dict[int, Segment] = {}
-    try:
-        names = [entry.name for entry in log.parent.iterdir()]
-    except FileNotFoundError:
-        return []
-    for name in names:
+    for name in _files(log.parent):
         match = pattern.fullmatch(name)
         if match is not None and name != log.name:
             number, compression = int(match[1]), match[2] or ""
@@ -59,6 +56,14 @@ def sealed_segments(log: Path) -> list[Segment]:
             if known is None or _SUFFIXES.index(compression) < _SUFFIXES.index(known.compression):
                 found[number] = Segment(log.with_name(name), number, compression)
     return [found[number] for number in sorted(found)]
+
+
+def _files(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
 
 
 def segments(log: Path) -> list[Segment]:

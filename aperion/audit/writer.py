@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from aperion.audit.chain import sealed_length
+from aperion.audit.chain import filling
 from aperion.audit.checkpoints import checkpoint_body, copy_checkpoint, rotation_body
 from aperion.audit.housekeeping import Housekeeper, outdated
 from aperion.audit.recovery import gap, recover
@@ -248,14 +248,12 @@ class Writer:
 
     def _fitting(self, bodies: list[bytes]) -> list[bytes]:
         """Return as many records as the file takes before it is full, the one that makes it so included."""
-        limit, size, seq = self._rotation.max_bytes, self._live.size, self._live.link.seq
+        limit, live = self._rotation.max_bytes, self._live
         if limit is None:
             return bodies
-        for count, body in enumerate(bodies):
-            if size >= limit and (count or self._has_events):
-                return bodies[:count]
-            size += sealed_length(body, seq + count + 1)
-        return bodies
+        if live.size >= limit and self._has_events:
+            return []
+        return bodies[: filling(bodies, live.link, limit - live.size)]
 
     # Files
 
