@@ -6,8 +6,7 @@ import copy
 import json
 import time
 from contextlib import suppress
-from datetime import UTC, date, datetime, timedelta
-from datetime import time as time_of_day
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 from weakref import WeakValueDictionary
 
@@ -406,8 +405,6 @@ def jsonable(value: object) -> Any:
         return value.decode("latin-1")
     if isinstance(value, datetime):
         return _moment(value)
-    if isinstance(value, date | time_of_day):
-        return value.isoformat()
     return to_jsonable_python(value)
 
 

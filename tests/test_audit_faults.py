@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,9 @@ from hypothesis import strategies as st
 import aperion
 from aperion.audit import AuditLog, Rotation, verify
 from aperion.audit import record as records
-from aperion.audit.segments import sealed_segments, segments
+from aperion.audit.files import LogFile
+from aperion.audit.live import Live
+from aperion.audit.segments import index_path, sealed_segments, segments
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -348,6 +351,53 @@ async def test_a_start_makes_sure_of_the_names_that_the_process_before_may_not_h
         assert disk.calls["fsync"] == 1
 
 
+@pytest.mark.parametrize("fault", ["no descriptors", "no renaming"])
+async def test_a_file_that_could_not_be_sealed_at_first_is_indexed_like_every_other(
+    path: Path, disk: Disk, fault: str
+) -> None:
+    async with open_shop(path) as shop:
+        await shop.emit(20)
+        WRITING[fault](disk)
+        await shop.emit_until(lambda: shop.log.stats().failures > 3)
+        disk.heals()
+        await shop.until_available()
+        await shop.emit(20)
+
+    full = sealed_segments(path)
+    assert [segment.path.name for segment in full if not index_path(path, segment.number or 0).exists()] == []
+    assert shop.log.stats().rotations == len(full)
+
+
+async def test_what_cannot_be_cut_off_now_is_cut_off_before_the_next_record(path: Path, disk: Disk) -> None:
+    path.parent.mkdir()
+    live = Live(path, LogFile(path), durable=False)
+    live.resume()
+    live.begin()
+    disk.fills_up(300, errno.ENOSPC)
+    disk.fails("ftruncate", errno.EIO)
+    with pytest.raises(OSError, match="No space"):
+        live.append([b'{"time":1,"kind":"system"}\n'] * 3)
+
+    disk.heals()
+    live.append([b'{"time":2,"kind":"system"}\n'])
+    live.file.close()
+
+    assert [record["time"] for record in of(path, "system")] == [2]
+    assert verify(path).problems == ()
+
+
+async def test_to_reopen_a_log_that_nobody_moved_changes_nothing(path: Path, disk: Disk) -> None:
+    async with open_shop(path) as shop:
+        for _ in range(30):
+            await shop.emit()
+            shop.log.reopen()
+            await anyio.sleep(0.001)
+
+    assert len(sealed_segments(path)) > 1
+    assert of(path, "log") == []
+    check(path, shop)
+
+
 # Disks that are really full, and folders that are really gone
 
 CHILD = """
@@ -501,6 +551,28 @@ async def test_after_the_folder_was_removed_nothing_is_promised_that_is_not_ther
     assert shop.handled == shop.yes
     written = Counter(record["event_id"] for record in of(path, "accepted"))
     assert [event_id for event_id in shop.yes[before:] if written[event_id] != 1] == []
+
+
+async def test_folders_are_made_for_their_owner_alone_and_their_names_are_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AUD-f: all that are missing, from the top; at the level of the disk."""
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    old = os.umask(0)
+    try:
+        async with open_shop(tmp_path / "a" / "b" / "events.jsonl", sync="disk") as shop:
+            await shop.emit()
+    finally:
+        os.umask(old)
+
+    assert [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("a", "a/b")] == [0o700, 0o700]
+    assert synced[:3] == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a" / "b")]
 
 
 async def test_every_file_is_for_its_owner_alone_those_that_come_later_too(path: Path, disk: Disk) -> None:

@@ -123,6 +123,19 @@ class LogFile:
         os.close(self._fd)
 
 
+def make_folder(path: Path, *, durable: bool) -> None:
+    """Make a folder and those above it, where they are missing, for their owner alone.
+
+    Raises:
+        OSError: when the system refuses.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if durable:
+            sync_folder(folder.parent)
+
+
 def sync_folder(path: Path) -> None:
     """Wait until the device knows the names in a folder: those of new and renamed files.
 

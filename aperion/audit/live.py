@@ -147,8 +147,6 @@ class Live:
             self._go_on_after_move()
             return
         if self.size:
-            with suppress(OSError):  # the record says where the log ends in it
-                self.file.cut(self.size)
             size, name = self.size, self._seal().name
             detail = {"poisoned": {"segment": name, "bytes": size}, "error": reason}
             self._due.insert(0, record.about_log("log", detail))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from aperion.audit.files import LogFile
+from aperion.audit.files import LogFile, make_folder
 from aperion.audit.housekeeping import Housekeeper
 from aperion.audit.live import Live
 from aperion.audit.options import OnFailure, Sync
@@ -105,7 +105,7 @@ def open_parts(log: Setup) -> Parts:
         OSError: when the system refuses.
     """
     path = log.path.absolute()  # the process may change its folder
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent, durable=log.sync is Sync.DISK)
     ring_path = path.with_name(f"{path.name}.ring")
     with ExitStack() as on_failure:
         live = Live(path, LogFile(path), durable=log.sync is Sync.DISK)
