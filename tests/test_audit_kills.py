@@ -21,7 +21,7 @@ from aperion.audit.segments import segments
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 LEVELS = ("none", "process", "disk")
 SEED = 20_261_124

@@ -17,7 +17,7 @@ from aperion.audit import AuditLog, Checkpoints, Rotation, verify
 from aperion.audit.compression import open_lines
 from aperion.audit.segments import segments
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SEED = 20_261_124
 CUTS = 60

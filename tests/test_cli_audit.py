@@ -35,6 +35,9 @@ HOSTILE = "\x1b]0;owned\x07\x1b[31m \u202eevil \x9b2J \r\n"
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+pytestmark = pytest.mark.slow
+
+
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
