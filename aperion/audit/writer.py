@@ -296,7 +296,9 @@ class Writer:
             return False
         if rotation.max_bytes is not None and live.size >= rotation.max_bytes:
             return True
-        return rotation.max_age is not None and time.time_ns() - live.began >= rotation.max_age * 1e9
+        now = time.time_ns()
+        live.began = min(live.began, now)  # the clock may have been ahead
+        return rotation.max_age is not None and now - live.began >= rotation.max_age * 1e9
 
     def _rotate(self) -> None:
         number, path = self._live.rotate()
