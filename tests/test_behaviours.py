@@ -30,6 +30,8 @@ FAMILIES = {
     "FAST": 9,
     "STB": 10,
     "RED": 23,
+    "AUD": 11,
+    "ROT": 4,
 }
 # Promises that the predecessor broke, and that are kept here.
 PROMISES = """
@@ -40,6 +42,8 @@ COR-* COR-nested COR-reent COR-hdr/2/3 API-fastapi
 EVT-a/c/d ID-a/b/c DLQ-a/b DLQ-c DLQ-d DLQ-e DLQ-f..k
 MET-d MET-g/h MET-i MET-j/k MET-l..r VAL-a..g PAT-a/c/d
 RED-default RED-keys RED-case RED-readme RED-empty RED-values RED-fp RED-fields RED-dlq/log REDOS AUD-types
+ROT-f ROT-g ROT-a ROT-b ROT-c/d ROT-e
+AUD-c AUD-d AUD-e AUD-f AUD-g AUD-h AUD-i AUD-j2 AUD-k/l AUD-m/n
 ASY-a/b/c ASY-d ASY-e ASY-f ASY-h SUB-a SHD-a SHD-b SHD-d/e/f/g/h SCL
 """.split()
 REQUIRED = [f"{family}-{n}" for family, count in FAMILIES.items() for n in range(1, count + 1)] + PROMISES
