@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
 import os
+import pty
 import re
+import shutil
+import signal
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import orjson
@@ -21,8 +27,13 @@ import aperion
 from aperion.audit import AuditLog, Checkpoints, Rotation, verify
 from aperion.audit.chain import GENESIS, START, Link, seal
 from aperion.audit.compression import open_lines
+from aperion.audit.following import Following
+from aperion.audit.query import Query
 from aperion.audit.ring import Place, Ring, lock
 from aperion.audit.segments import sealed_segments, segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.anyio
 
@@ -174,6 +185,7 @@ async def test_a_log_without_events_does_not_push_out_those_it_has(path: Path, r
         for number in range(4):
             log.accepted(placed(str(number)))
             await until(lambda number=number: log.stats().rotations > number)  # type: ignore[misc]  # bound early
+        await until(lambda: len(names(path)) == 2)
         before = names(path)
         for _ in range(100):
             log.reopen()  # makes the writer look
@@ -398,3 +410,333 @@ async def test_a_second_process_is_refused_and_told_who_writes_the_log(path: Pat
     found = [r["payload"]["order"] for r in records(path) if r["kind"] == "accepted" and r["type"] == "order.placed"]
     assert found == [str(number) for number in range(401)]
     assert verify(path).ok
+
+
+# Compression
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+async def test_full_files_are_compressed_behind_the_scenes_and_read_and_verify_as_before(
+    path: Path, codec: Any
+) -> None:
+    if codec == "zstd":
+        pytest.importorskip("backports.zstd")
+    ending = {"gzip": ".gz", "zstd": ".zst"}[codec]
+    async with open_log(path, rotation=Rotation(max_bytes=4_000, compress=codec)) as log:
+        events = [placed(f"order-{number}") for number in range(100)]
+        for event in events:
+            log.accepted(event)
+        await written(log)
+        await until(lambda: all(name.endswith(ending) for name in names(path)))
+
+        assert len(names(path)) > 5
+        assert [record.event_id for record in log.read(kinds="accepted")] == [event.event_id for event in events]
+        for event in events[::20]:
+            (found,) = log.read(event_id=event.event_id, newest_first=True)
+            assert found.fields["payload"]["order"] == event.payload.order
+        assert len(list(log.read(text="ORDER-7"))) == 11
+        assert verify(path).ok
+        assert log.stats().background_failures == 0
+
+    for there in path.parent.iterdir():
+        assert there == path or there.name.endswith((f".jsonl{ending}", ".jsonl.idx"))
+        assert stat.S_IMODE(there.stat().st_mode) == 0o600
+
+
+COMPRESSING = """
+import os, sys
+from pathlib import Path
+
+folders, codec, when, tests = sys.argv[1:]
+sys.path.insert(0, tests)
+from aperion.audit.compression import compress
+from victim import Dying
+
+for number, folder in enumerate(sorted(Path(folders).iterdir()), start=1):
+    pid = os.fork()
+    if pid == 0:
+        dying = Dying(number, when)
+        compress(folder / "events.000001.jsonl", codec)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+async def test_compression_that_is_killed_anywhere_leaves_each_record_once(
+    tmp_path: Path, codec: Any, when: str
+) -> None:
+    """Before the next start and after it, which does what was left."""
+    if codec == "zstd":
+        pytest.importorskip("backports.zstd")
+    template = tmp_path / "template" / "events.jsonl"
+    async with open_log(template, rotation=Rotation(max_bytes=30_000)) as log:
+        for number in range(90):
+            log.accepted(placed(str(number)))
+    template.with_name("events.000001.jsonl.idx").unlink()  # as if it had just become full
+    paths = [tmp_path / "killed" / f"{number:02d}" / "events.jsonl" for number in range(1, 17)]
+    for path in paths:
+        shutil.copytree(template.parent, path.parent)
+
+    codes = (await run_in_child(COMPRESSING, tmp_path / "killed", codec, when, Path(__file__).parent)).split()
+
+    assert codes.count("-9") > 8
+    assert codes[-1] == "0"  # so that each call of the system was the last one of one of them
+    for path in paths:
+        assert all_orders(path) == [str(number) for number in range(90)]
+        assert verify(path).ok
+        async with open_log(path, rotation=Rotation(max_bytes=30_000, compress=codec)) as log:
+            assert log.stats().rotations == 0
+        assert names(path) == [f"events.000001.jsonl.{'gz' if codec == 'gzip' else 'zst'}"]
+        assert len(os.listdir(path.parent)) == 3  # the index and the live file
+        assert all_orders(path) == [str(number) for number in range(90)]
+        assert verify(path).ok
+
+
+# Readers
+
+
+async def test_a_reading_goes_on_in_order_while_the_files_before_it_are_removed(path: Path) -> None:
+    """What went while it read is left out; nothing comes twice, and the latest is there."""
+    async with open_log(path, rotation=Rotation(max_bytes=1_000, keep=20)) as log:
+        for number in range(100):
+            log.accepted(placed(str(number)))
+        await written(log)
+        oldest, newest = iter(log.read(kinds="accepted")), iter(log.read(kinds="accepted", newest_first=True))
+        begun, ended = next(oldest), next(newest)
+        for number in range(100, 200):
+            log.accepted(placed(str(number)))
+        await written(log)
+        await until(lambda: len(names(path)) == 20)
+        forwards = [begun.fields["payload"]["order"], *(r.fields["payload"]["order"] for r in oldest)]
+        backwards = [ended.fields["payload"]["order"], *(r.fields["payload"]["order"] for r in newest)]
+
+    found, there = [int(order) for order in forwards], [int(order) for order in all_orders(path)]
+    assert found == sorted(set(found))
+    assert found[0] < there[0]  # it had begun
+    assert found[-len(there) :] == there
+    assert [int(order) for order in backwards] == sorted(map(int, set(backwards)), reverse=True)
+    assert backwards[0] == "99"
+
+
+async def test_following_goes_on_when_the_log_is_moved_away_by_others(path: Path) -> None:
+    """Also what is written into the file between its move and the call to go on elsewhere."""
+    async with open_log(path, rotation=Rotation(max_bytes=2_000)) as log:
+        log.accepted(placed("0"))
+        await written(log)
+        numbers, found = itertools.count(1), []
+        followed = Following(path, Query(kinds=["accepted"]), from_end=False)
+        for lap in range(8):
+            found += followed.available()
+            path.rename(path.with_name(f"moved.{lap}"))
+            for number in itertools.islice(numbers, 12):
+                log.accepted(placed(str(number)))
+            await written(log)
+            found += followed.available()
+            log.reopen()
+            await until(path.exists)
+            for number in itertools.islice(numbers, 12):
+                log.accepted(placed(str(number)))
+            await written(log)
+        found += followed.available()
+        followed.close()
+
+    assert [record.fields["payload"]["order"] for record in found] == [str(number) for number in range(193)]
+    assert followed.skipped == 0
+
+
+# Rotation by others
+
+
+async def test_reopening_goes_on_in_a_new_file_at_once(path: Path) -> None:
+    """What came before the call is in the file that was moved, and the chain goes on from there."""
+    moved = path.with_name("events.jsonl.1")
+    async with open_log(path) as log:
+        log.accepted(placed("old"))
+        await written(log)
+        path.rename(moved)
+
+        def reopened() -> bool:
+            log._parts.writer._look_at = math.inf  # type: ignore[union-attr]  # it would find out by itself
+            log.reopen()
+            return path.exists()
+
+        await until(reopened)
+        log.accepted(placed("new"))
+
+    assert orders(moved) == ["old"]
+    assert orders(path) == ["new"]
+    assert chained(moved, path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_a_log_may_be_moved_by_others_while_it_rotates_itself(path: Path) -> None:
+    """Each line once, in its own full files and in those that were taken."""
+    taken: list[Path] = []
+    async with open_log(path, rotation=Rotation(max_bytes=2_000, compress="gzip")) as log:
+        for number in range(300):
+            log.accepted(placed(str(number)))
+            if number % 29 == 0:
+                taken.append(path.with_name(f"taken-{number:03d}"))
+                with contextlib.suppress(FileNotFoundError):  # the log is between two files itself
+                    path.rename(taken[-1])
+                log.reopen()
+            await anyio.sleep(0.001)
+
+    lines = [json.loads(line) for path_ in taken if path_.exists() for line in lines_of(path_)] + records(path)
+    lines.sort(key=lambda line: line["seq"])
+    assert [line["payload"]["order"] for line in lines if line["kind"] == "accepted"] == list(map(str, range(300)))
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+SERVICE = """
+import sys
+import anyio, aperion
+
+audit = aperion.AuditLog(sys.argv[1]) if sys.argv[1] else None
+app = aperion.App(aperion.EventBus(audit=audit))
+
+@app.service
+async def work():
+    for n in range(1_000_000):
+        receipt = await app.bus.emit("order.placed", {"order": str(n)})
+        print("accepted", receipt.event_id, flush=True)
+        await anyio.sleep(0.002)
+
+aperion.run(app)
+"""
+
+
+@pytest.fixture
+def service() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start an application that tells of each event that was accepted."""
+    with contextlib.ExitStack() as stack:
+
+        def start(path: Path | str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+            command = [sys.executable, "-W", "ignore", "-c", SERVICE, str(path)]
+            pipe, devnull = subprocess.PIPE, subprocess.DEVNULL
+            process = subprocess.Popen(
+                command, stdin=stdin, stdout=pipe, stderr=devnull, text=True, env=child_environment()
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
+
+
+async def test_a_hangup_after_a_move_lets_an_application_go_on_in_a_new_file(
+    path: Path, service: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """As logrotate does it: SIGHUP neither ends the process nor costs a line, and SIGTERM still drains."""
+    process = service(path)
+    assert process.stdout is not None
+    output, moved = "", [path.with_name(f"events.jsonl.{number}") for number in (1, 2)]
+    with anyio.fail_after(30):
+        for target in moved:
+            output += "".join(process.stdout.readline() for _ in range(10))
+            path.rename(target)
+            process.send_signal(signal.SIGHUP)
+            await until(path.exists)
+        output += "".join(process.stdout.readline() for _ in range(10))
+        process.send_signal(signal.SIGTERM)
+        output += process.communicate()[0]
+
+    assert process.returncode == 0
+    files, told = [*moved, path], re.findall("accepted (.+)", output)
+    lines = [line for file in files for line in read_all(file)]
+    found = [r["event_id"] for r in lines if r["kind"] == "accepted" and r["type"] == "order.placed"]
+    assert len(told) >= 30
+    assert found[: len(told)] == told
+    assert len(found) <= len(told) + 1  # the signal may come before it has told
+    assert chained(*files) == len(lines)
+
+
+@pytest.mark.parametrize("reason", ["no log", "terminal"])
+async def test_a_hangup_ends_an_application_without_a_log_and_one_whose_terminal_is_gone(
+    path: Path, service: Callable[..., subprocess.Popen[str]], reason: str
+) -> None:
+    """And what was accepted until then is brought over by the next start."""
+    ours, theirs = pty.openpty()
+    process = service("", theirs) if reason == "no log" else service(path, theirs)
+    assert process.stdout is not None
+    output = "".join(process.stdout.readline() for _ in range(10))
+
+    process.send_signal(signal.SIGHUP)
+    output += process.communicate(timeout=30)[0]
+    os.close(ours)
+    os.close(theirs)
+
+    assert process.returncode == -signal.SIGHUP
+    if reason == "terminal":
+        async with open_log(path):
+            pass
+        told = re.findall("accepted (.{36})\n", output)
+        assert set(told) <= {record.get("event_id") for record in read_all(path)}
+        assert len(told) >= 10
+
+
+# What stands in the way
+
+
+@pytest.mark.parametrize("ending", ["", ".idx", ".idx.new", ".gz", ".gz.new"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
+async def test_what_stands_in_the_place_of_a_full_file_is_not_followed(path: Path, ending: str, kind: str) -> None:
+    """Neither written through nor waited for nor read; it goes, and what it leads to stays."""
+    path.parent.mkdir()
+    target, planted = path.parent / "precious", path.with_name(f"events.000001.jsonl{ending}")
+    if kind == "pipe":
+        os.mkfifo(planted)
+    else:
+        planted.symlink_to(target)
+    if kind == "link":
+        target.write_text("precious\n")
+
+    async with open_log(path, rotation=Rotation(max_bytes=1_000, compress="gzip", keep=50)) as log:
+        for number in range(40):
+            log.accepted(placed(str(number)))
+
+    assert not planted.is_symlink()
+    assert not planted.exists() or planted.is_file()
+    assert target.exists() == (kind == "link")
+    assert kind != "link" or target.read_text() == "precious\n"
+    assert names(path)[0] == "events.000001.jsonl.gz"
+    assert all_orders(path) == [str(number) for number in range(40)]
+    assert verify(path).ok
+
+
+async def test_a_file_of_others_with_the_name_of_a_full_one_is_not_overwritten(path: Path) -> None:
+    path.parent.mkdir()
+    theirs = path.with_name("events.000007.jsonl")
+    theirs.write_text("precious\n")
+
+    async with open_log(path, rotation=TINY) as log:
+        for number in range(10):
+            log.accepted(placed(str(number)))
+
+    assert theirs.read_text() == "precious\n"
+    assert names(path)[1] == "events.000008.jsonl"
+
+
+async def test_a_link_in_the_place_of_a_log_that_was_moved_is_refused_until_it_is_gone(path: Path) -> None:
+    """The emitter is told; what the link leads to stays as it is."""
+    target = path.with_name("precious")
+    async with open_log(path, rotation=Rotation(max_bytes=1_000)) as log:
+        log.accepted(placed("before"))
+        await written(log)
+        target.write_text("precious\n")
+        path.rename(path.with_name("moved"))
+        path.symlink_to(target)
+        log.reopen()
+
+        await until(lambda: not log.stats().available)
+        with pytest.raises(aperion.AuditUnavailable, match="symbolic links"):
+            log.accepted(placed("meanwhile"))
+        path.unlink()
+        log.reopen()
+        await until(lambda: log.stats().available)
+        log.accepted(placed("after"))
+
+    assert target.read_text() == "precious\n"
+    assert orders(path) == ["after"]
