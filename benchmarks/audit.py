@@ -1,12 +1,10 @@
-"""The audit log: what each level costs beside the same bytes written by hand, and how fast one event is found."""
+"""The scenarios about writing the audit log: what each level costs, and how long an emitter waits."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import resource
-import subprocess
-import sys
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
@@ -14,210 +12,190 @@ from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import aperion
-from aperion.audit import AuditLog, verify
-from aperion.audit.chain import START, seal
-from aperion.audit.index import build
-from aperion.audit.record import line, segment
-from aperion.audit.segments import sealed_path
+from benchmarks.loops import idle_handlers
 from benchmarks.timing import steady_collector
-from benchmarks.wiring import CLEAN, UnsupportedError
+from benchmarks.wiring import CLEAN, Wiring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from benchmarks.scale import Scale
-    from benchmarks.wiring import Peer
+    from benchmarks.wiring import Driver, Peer
+
+    # Does something for so many seconds, and returns figures, records per second among them.
+    Way = Callable[[float], Awaitable[dict[str, float]]]
 
 TURNS = 3
 EVERY = 0.002  # seconds between two events, so 500 a second
 POLL = 0.0005
-SEGMENTS = 20
-SOUGHT = 7
-MEGABYTE = 1e6
-
-
-def _ours(peer: Peer) -> None:
-    if peer.about.name != "aperion":
-        raise UnsupportedError("has no such log")
 
 
 # What a level costs
 
 
-async def levels(peer: Peer, scale: Scale) -> dict[str, float]:
-    """Record accepted events at each level, in turns with writes of the same lines by hand."""
-    _ours(peer)
-    seconds = scale.seconds / TURNS
-    found: dict[str, list[float]] = {}
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        sample = await _sample(folder)
-        for turn in range(TURNS):
-            for sync, emitters in (("none", 1), ("process", 1), ("disk", 1), ("disk", scale.emitters)):
-                log = AuditLog(folder / f"{sync}-{emitters}-{turn}.jsonl", sync=sync)
-                rate = await _recorded(log, seconds, emitters)
-                found.setdefault(sync if emitters == 1 else f"{sync}_many", []).append(rate)
-            by_hand = folder / f"by-hand-{turn}.jsonl"
-            found.setdefault("append", []).append(_written(by_hand, sample, seconds, lines=1, synced=False))
-            found.setdefault("append_synced", []).append(_written(by_hand, sample, seconds, lines=1, synced=True))
-            grouped = _written(by_hand, sample, seconds, lines=scale.emitters, synced=True)
-            found.setdefault("grouped", []).append(grouped)
-    rates = {what: median(each) for what, each in found.items()}
-    share = median(ours / raw for ours, raw in zip(found["disk_many"], found["grouped"], strict=True))
-    return {**rates, "share": share}
+def recording(level: str) -> Callable[[Peer, Scale], Coroutine[Any, Any, dict[str, float]]]:
+    """Return the scenario that records events at a level, in turns with the same line written by hand."""
+
+    async def measure(peer: Peer, scale: Scale) -> dict[str, float]:
+        with TemporaryDirectory() as folder:
+            wiring = Wiring(handlers=(), load=CLEAN, audit=Path(folder, "events.jsonl"), level=level)
+            async with peer.connect(wiring) as driver:
+                ways = [_emitting(driver, 1, "one"), _emitting(driver, scale.emitters, "many")]
+                if peer.about.name == "aperion":
+                    ways.append(_by_the_log(Path(folder, "alone.jsonl"), level, scale.emitters))
+                ways += _by_hand(Path(folder, "by-hand.jsonl"), await _line(wiring, driver), level, scale.emitters)
+                return await _in_turns(ways, scale.seconds)
+
+    return measure
 
 
-async def _sample(folder: Path) -> bytes:
-    path = folder / "sample.jsonl"
-    async with aperion.EventBus(audit=AuditLog(path)) as bus:
-        await bus.emit("bench.order", CLEAN.fields)
-    return next(found for found in path.read_bytes().splitlines(keepends=True) if b'"kind":"accepted"' in found)
+async def _in_turns(ways: list[Way], seconds: float) -> dict[str, float]:
+    turns: list[dict[str, float]] = []
+    with steady_collector():
+        for _ in range(TURNS):
+            turn: dict[str, float] = {}
+            for way in ways:
+                turn |= await way(seconds)
+            # Of each turn, so that a slow moment of the machine or its disk hits both sides.
+            turn |= {"ratio": turn["append"] / turn["one"]} if "append" in turn else {}
+            turn |= {"share": turn["many"] / turn["grouped"]} if "grouped" in turn else {}
+            turns.append(turn)
+    return {name: median(turn[name] for turn in turns) for name in turns[0]}
 
 
-async def _recorded(log: AuditLog, seconds: float, emitters: int) -> float:
-    """Emit for some time, and return events per second until the last is in the file."""
-    counts = [0] * emitters
-    redactor = aperion.Redactor(enabled=False)
-    async with aperion.EventBus(audit=log, redactor=redactor) as bus:
-        started = perf_counter()
+def _emitting(driver: Driver, emitters: int, name: str) -> Way:
+    """Emit until the time is over, and wait until the last record is in the file."""
+    emit, drain = driver.require_emit()
 
-        async def emit(number: int) -> None:
+    async def way(seconds: float) -> dict[str, float]:
+        count, started = 0, perf_counter()
+
+        async def emitter() -> None:
+            nonlocal count
             while perf_counter() - started < seconds:
-                await bus.emit("bench.order", CLEAN.fields)
-                counts[number] += 1
+                await emit(1)
+                count += 1
+                if emitters > 1:  # whoever waits for nothing would not let the others in
+                    await asyncio.sleep(0)
 
-        with steady_collector():
-            async with asyncio.TaskGroup() as group:
-                for number in range(emitters):
-                    group.create_task(emit(number))
-            while log.stats().buffered_bytes:
-                await asyncio.sleep(POLL)
-            spent = perf_counter() - started
-    return sum(counts) / spent
+        with _counted_syncs() as syncs:
+            await asyncio.gather(*(emitter() for _ in range(emitters)))
+            await drain()
+            if driver.settle is not None:
+                await driver.settle()
+        return {name: count / (perf_counter() - started), f"{name}_lines": count / max(len(syncs), 1)}
+
+    return way
 
 
-def _written(path: Path, sample: bytes, seconds: float, *, lines: int, synced: bool) -> float:
-    content, count = sample * lines, 0
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+@contextmanager
+def _counted_syncs() -> Iterator[list[int]]:
+    """Note each fdatasync, of which a batch has one."""
+    calls: list[int] = []
+    fdatasync = os.fdatasync
+
+    def counted(fd: int) -> None:
+        calls.append(fd)
+        fdatasync(fd)
+
+    os.fdatasync = counted
     try:
+        yield calls
+    finally:
+        os.fdatasync = fdatasync
+
+
+def _by_the_log(path: Path, level: str, lines: int) -> Way:
+    """Record without a bus; at the level of the disk wait for as many lines as there are emitters."""
+    event = aperion.Event("bench.order", CLEAN.fields)
+
+    async def way(seconds: float) -> dict[str, float]:
+        log = aperion.AuditLog(path, sync=level, redactor=aperion.Redactor(enabled=False))
+        await log.start()
+        count, started = 0, perf_counter()
+        while perf_counter() - started < seconds:
+            for _ in range(lines):
+                log.accepted(event)
+            count += lines
+            if level == "disk" and (synced := log.when_synced()) is not None:
+                await synced
+        while log.stats().buffered_bytes:
+            await asyncio.sleep(POLL)
+        spent = perf_counter() - started
+        await log.aclose()
+        return {"alone": count / spent}
+
+    return way
+
+
+async def _line(wiring: Wiring, driver: Driver) -> bytes:
+    """Return what the peer writes for one event."""
+    emit, drain = driver.require_emit()
+    await emit(1)
+    await drain()
+    if driver.settle is not None:
+        await driver.settle()
+    if wiring.audit is None or not (lines := wiring.audit.read_bytes().splitlines(keepends=True)):
+        raise AssertionError("the event is not in the log")
+    return lines[-1]
+
+
+def _by_hand(path: Path, line: bytes, level: str, emitters: int) -> list[Way]:
+    if level != "disk":
+        return [_writing(path, line, "append", synced=False)]
+    grouped = _writing(path, line * emitters, "grouped", lines=emitters, synced=True)
+    return [_writing(path, line, "synced", synced=True), grouped]
+
+
+def _writing(path: Path, content: bytes, name: str, *, lines: int = 1, synced: bool) -> Way:
+    async def way(seconds: float) -> dict[str, float]:
+        count, fd = 0, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         started = perf_counter()
         while (spent := perf_counter() - started) < seconds:
             os.write(fd, content)
             if synced:
                 os.fdatasync(fd)
             count += lines
-    finally:
         os.close(fd)
-    return count / spent
+        return {name: count / spent}
+
+    return way
 
 
 # How long an emitter waits
 
 
 async def paced(peer: Peer, scale: Scale) -> dict[str, float]:
-    """Time ``emit`` itself at 500 events a second, with the log and without."""
-    _ours(peer)
-    with TemporaryDirectory() as name:
-        log = AuditLog(Path(name) / "events.jsonl")
-        without = await _waits(None, scale.steady_seconds / 2)
-        with_log = await _waits(log, scale.steady_seconds / 2)
-    return {
-        "p99_ns": with_log[98],
-        "p50_ns": with_log[49],
-        "without_p99_ns": without[98],
-        "without_p50_ns": without[49],
-        "ratio": with_log[98] / without[98],
-    }
+    """Time ``emit`` itself at 500 events a second, in turns with a log and redaction, and without."""
+    handlers = idle_handlers(1)
+    waits: dict[str, list[int]] = {"": [], "without_": []}
+    with TemporaryDirectory() as folder:
+        for turn in range(TURNS):
+            log = Path(folder, f"{turn}.jsonl")
+            with_log = Wiring(handlers=handlers, load=CLEAN, audit=log, redact=True)
+            for name, wiring in (("", with_log), ("without_", Wiring(handlers=handlers, load=CLEAN))):
+                waits[name] += await _waits(peer, wiring, scale.steady_seconds / TURNS)
+    figures = {f"{name}{key}": value for name, each in waits.items() for key, value in _percentiles(each).items()}
+    return {**figures, "ratio": figures["p99_ns"] / figures["without_p99_ns"]}
 
 
-async def _waits(log: AuditLog | None, seconds: float) -> list[float]:
-    async def handler(event: object) -> None:
-        pass
-
+async def _waits(peer: Peer, wiring: Wiring, seconds: float) -> list[int]:
     waits = []
-    bus = aperion.EventBus(audit=log)
-    bus.subscribe(handler, "bench.*")
-    async with bus:
+    async with peer.connect(wiring) as driver:
+        emit, drain = driver.require_emit()
         clock = asyncio.get_running_loop()
-        due = clock.time()
         with steady_collector():
+            due = clock.time()
             for _ in range(round(seconds / EVERY)):
                 due += EVERY
                 await asyncio.sleep(due - clock.time())
                 started = perf_counter_ns()
-                await bus.emit("bench.order", CLEAN.fields)
+                await emit(1)
                 waits.append(perf_counter_ns() - started)
-    return quantiles(waits[len(waits) // 10 :], n=100, method="inclusive")
+        await drain()
+    return waits[len(waits) // 10 :]
 
 
-# How fast one event is found
-
-
-async def search(peer: Peer, scale: Scale) -> dict[str, float]:
-    """Find single events by id in many records, in turns with grep over the same files."""
-    _ours(peer)
-    with TemporaryDirectory() as name:
-        log = Path(name) / "events.jsonl"
-        # In another process, so that the memory of this one is that of searching.
-        subprocess.run([sys.executable, "-m", "benchmarks.audit", str(log), str(scale.growth)], check=True)
-        files = sorted(map(str, log.parent.glob("*.jsonl")))
-        length = sum(Path(file).stat().st_size for file in files)
-        before = _resident()
-        ours, grep = [], []
-        for number in range(SOUGHT):
-            event_id = f"event-{number * SEGMENTS * _events(scale.growth) // SOUGHT:08d}"
-            ours.append(_timed(lambda wanted=event_id: _found(log, wanted)))  # type: ignore[misc]  # bound early
-            command = ["grep", "-F", "-h", event_id, *files]
-            grep.append(_timed(lambda command=command: subprocess.run(command, check=True, capture_output=True)))  # type: ignore[misc]
-        memory = _resident() - before
-        verified = _timed(lambda: verify(log))
-    return {
-        "ns": median(ours),
-        "grep_ns": median(grep),
-        "ratio": median(mine / theirs for mine, theirs in zip(ours, grep, strict=True)),
-        "bytes": memory,
-        "records": float(scale.growth),
-        "verified": length / verified * 1e9,
-    }
-
-
-def _found(log: Path, event_id: str) -> None:
-    if len(list(AuditLog(log).read(event_id=event_id))) != 2:
-        raise RuntimeError(event_id)
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    started = perf_counter_ns()
-    work()
-    return perf_counter_ns() - started
-
-
-def _resident() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-
-
-def _events(records: int) -> int:
-    """Return how many events stand in each file, with two records each."""
-    return max(records // SEGMENTS // 2, 1)
-
-
-def _make(log: Path, records: int) -> None:
-    """Write a log of two records an event, in twenty files with their indexes."""
-    link, number = START, 0
-    for file in range(1, SEGMENTS + 1):
-        bodies = [segment("benchmark", file, link.hash)]
-        for _ in range(_events(records)):
-            about = {"event_id": f"event-{number:08d}", "type": "bench.order", "correlation_id": f"request-{number}"}
-            bodies.append(line({"time": number, "kind": "accepted", **about, "hops": 0, "payload": dict(CLEAN.fields)}))
-            ended = {"subscription": "bench.handler", "attempt": 1, "state": "ok", "duration": 0.001}
-            bodies.append(line({"time": number, "kind": "outcome", **about, "hops": 0, **ended}))
-            number += 1
-        lines, link = seal(bodies, link)
-        path = sealed_path(log, file) if file < SEGMENTS else log
-        path.write_bytes(b"".join(lines))
-        if file < SEGMENTS:
-            build(path)
-
-
-if __name__ == "__main__":
-    _make(Path(sys.argv[1]), int(sys.argv[2]))
+def _percentiles(waits: list[int]) -> dict[str, float]:
+    cuts = quantiles(waits, n=100, method="inclusive")
+    return {"p50_ns": cuts[49], "p99_ns": cuts[98], "max_ns": float(max(waits))}

@@ -120,9 +120,10 @@ BUDGETS = (
     ),
     _times_bare("audit", "with audit log", 60),
     _times_before("audit", "with audit log", 5),
+    _times_before("audit_process", "recorded by one emitter", 5),
     Budget(
         what="100 emitters at sync=disk, against raw group commit",
-        figure=ours("audit_levels", "share"),
+        figure=ours("audit_disk", "share"),
         limit=0.5,
         show=times,
         floor=True,

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -70,6 +71,19 @@ def resident() -> int:
     statm = Path("/proc/self/statm")
     gc.collect()
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def peak() -> int:
+    """Return the most memory that was ever resident, or since ``reset_peak``; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def reset_peak() -> None:
+    """Begin anew with what is resident now, where the system lets us."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 async def growth(peer: Peer, scale: Scale) -> dict[str, float]:

@@ -33,10 +33,11 @@ class Cell:
         self.reason = answer.get("unsupported") or answer.get("absent") or answer.get("failed", "")
 
     def median(self, key: str) -> float | None:
-        """Return the median round's figure, or None where nothing was measured."""
+        """Return the median round's figure, or None where it was not measured."""
         if self.state is not State.MEASURED or not self.rounds:
             return None
-        return median(figures[key] for figures in self.rounds)
+        values = [figures[key] for figures in self.rounds if key in figures]
+        return median(values) if values else None
 
 
 @dataclass(slots=True, kw_only=True)

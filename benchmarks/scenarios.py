@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import audit, memory, outside, speed
+from benchmarks import archive, audit, memory, outside, speed
 from benchmarks.scale import Scale
 from benchmarks.wiring import CLEAN, PRIVATE, Form, Peer
 
@@ -28,6 +28,11 @@ def times(value: float) -> str:
     return f"{value:,.1f} ×" if value < 1_000 else f"{value:,.0f} ×"
 
 
+def times_exactly(value: float) -> str:
+    """Show a ratio that may be far below one."""
+    return f"{value:.3f} ×"
+
+
 def rate(value: float) -> str:
     """Show events per second."""
     return f"{value:,.0f}/s"
@@ -36,6 +41,11 @@ def rate(value: float) -> str:
 def size(value: float) -> str:
     """Show bytes."""
     return f"{value:,.0f} B" if abs(value) < 10_000 else f"{value / 1024:,.0f} KB"
+
+
+def speed_of(value: float) -> str:
+    """Show bytes per second."""
+    return f"{value / 1e6:,.1f} MB/s"
 
 
 def whole(value: float) -> str:
@@ -75,6 +85,13 @@ _DRAINED = (
     Column("ns", "per event", nanoseconds),
     Column("ratio", "× bare", times),
     Column("events", "events", whole),
+)
+_RECORDED = (
+    Column("ratio", "× append", times),
+    Column("one", "one emitter", rate),
+    Column("many", "100 emitters", rate),
+    Column("alone", "the log alone", rate),
+    Column("append", "append", rate),
 )
 
 _ALL = (
@@ -138,42 +155,71 @@ _ALL = (
         columns=_COST,
     ),
     Scenario(
-        name="audit_levels",
-        title="records/s of emit at each level, until they are in the file, beside the same lines written by hand",
-        measure=audit.levels,
+        name="audit_none",
+        title="records at sync=none, until they are in the file, in turns with one write a line by hand",
+        measure=audit.recording("none"),
+        columns=_RECORDED,
+    ),
+    Scenario(
+        name="audit_process",
+        title="records at sync=process, the default, until they are in the file",
+        measure=audit.recording("process"),
+        columns=_RECORDED,
+    ),
+    Scenario(
+        name="audit_disk",
+        title="records at sync=disk, in turns with write and fdatasync by hand, of one line and of 100",
+        measure=audit.recording("disk"),
         columns=(
-            Column("process", "process", rate),
-            Column("none", "none", rate),
-            Column("disk", "disk", rate),
-            Column("disk_many", "disk, 100 at once", rate),
-            Column("append", "append", rate),
-            Column("append_synced", "+ fdatasync", rate),
-            Column("grouped", "100, fdatasync", rate),
+            Column("share", "100 × / by hand", times_exactly),
+            Column("many", "100 emitters", rate),
+            Column("alone", "the log alone", rate),
+            Column("grouped", "100 by hand", rate),
+            Column("many_lines", "lines a sync", whole),
+            Column("one", "one emitter", rate),
+            Column("synced", "1 by hand", rate),
         ),
         most_first=True,
     ),
     Scenario(
         name="audit_emit",
-        title="how long emit takes at 500 events/s, with log and redaction and without the log",
+        title="how long emit takes at 500 events/s, with log and redaction and without",
         measure=audit.paced,
         columns=(
             Column("p99_ns", "p99", nanoseconds),
             Column("p50_ns", "p50", nanoseconds),
+            Column("max_ns", "max", nanoseconds),
             Column("without_p99_ns", "p99 without", nanoseconds),
             Column("without_p50_ns", "p50 without", nanoseconds),
+            Column("without_max_ns", "max without", nanoseconds),
         ),
     ),
     Scenario(
         name="audit_search",
         title="one event by its id, in a log of twenty files",
-        measure=audit.search,
+        measure=archive.search,
         columns=(
             Column("ns", "found in", nanoseconds),
-            Column("grep_ns", "grep", nanoseconds),
-            Column("ratio", "× grep", times),
+            Column("worst_ns", "worst", nanoseconds),
+            Column("grep_ns", "grep -c -F", nanoseconds),
+            Column("ratio", "× grep", times_exactly),
             Column("bytes", "memory", size),
             Column("records", "records", whole),
-            Column("verified", "verified/s", size),
+        ),
+        once=True,
+    ),
+    Scenario(
+        name="audit_files",
+        title="what is done with the files of a log, beside nothing but SHA-256 over their lines",
+        measure=archive.tending,
+        columns=(
+            Column("ratio", "verify × SHA-256", times),
+            Column("verified", "verify", speed_of),
+            Column("sha256", "SHA-256", speed_of),
+            Column("read", "read", speed_of),
+            Column("indexed", "index", speed_of),
+            Column("gzip", "gzip, index", speed_of),
+            Column("zstd", "zstd, index", speed_of),
         ),
         once=True,
     ),

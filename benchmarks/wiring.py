@@ -77,6 +77,7 @@ class Wiring:
     load: Load = SMALL
     form: Form = Form.FRESH
     audit: Path | None = None
+    level: str = "process"  # what the log is to survive: the death of nothing, of the process, or of the machine
     redact: bool = False
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import orjson
 import pytest
 
+from aperion.audit import verify
 from benchmarks.__main__ import main
-from benchmarks.budgets import Budget, Verdict, verdicts
+from benchmarks.archive import make
+from benchmarks.budgets import BUDGETS, Budget, Verdict, verdicts
+from benchmarks.memory import peak, reset_peak
 from benchmarks.peers import NAMES
 from benchmarks.report import text
 from benchmarks.results import Cell, Results, State
 from benchmarks.runner import Plan, measure
 from benchmarks.scenarios import SCENARIOS, nanoseconds
 from benchmarks.wiring import CLEAN, PRIVATE, Load
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ENVIRONMENT = {
     "python": "3",
@@ -61,7 +61,7 @@ def test_a_tiny_run_writes_tables_json_and_a_chart(tmp_path: Path, capsys: pytes
 
 
 def test_the_audit_log_is_measured_at_each_level_and_against_grep() -> None:
-    scenarios = ["audit_levels", "audit_emit", "audit_search"]
+    scenarios = ["audit_none", "audit_process", "audit_disk", "audit_emit", "audit_search", "audit_files"]
     results = measure(Plan(scenarios=scenarios, peers=["aperion"], scale="tiny", rounds=1), lambda _: None)
 
     assert results.failures() == []
@@ -108,6 +108,42 @@ def test_what_a_peer_cannot_do_is_a_dash_and_has_no_figure() -> None:
     assert results.figure("redact", "pyee", "ns") is None
     assert "–" in text(results)  # noqa: RUF001 - the dash of the tables
     assert results.failures() == []
+
+
+def test_what_a_peer_cannot_do_is_a_dash_beside_what_it_can() -> None:
+    results = Results(environment=ENVIRONMENT, peers={"predecessor": about()})
+    results.cell("audit_process", "predecessor").take({"figures": {"ratio": 12, "one": 40_000, "append": 500_000}})
+
+    row = next(line for line in text(results).splitlines() if line.startswith("predecessor"))
+
+    assert row.split() == ["predecessor", "12.0", "×", "40,000/s", "–", "–", "500,000/s"]  # noqa: RUF001
+    assert results.figure("audit_process", "predecessor", "alone") is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
+def test_the_peak_of_memory_is_that_since_the_last_reset() -> None:
+    large = 64 << 20
+
+    del (block := bytearray(large))[:]
+    before = peak()
+    reset_peak()
+    after = peak()
+    block = bytearray(large)
+
+    assert before - after > large // 2
+    assert peak() - after >= large // 2
+    assert len(block) == large
+
+
+def test_a_log_to_search_is_whole_and_has_two_records_an_event(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+
+    make(log, 100, files=4)
+    verification = verify(log)
+
+    assert verification.ok, verification.problems
+    assert verification.records == 4 + 4 * 12 * 2
+    assert len(verification.segments) == 4
 
 
 def test_a_worker_that_breaks_is_named_and_spoils_nothing_else() -> None:
@@ -169,4 +205,4 @@ def test_every_budget_is_measured_by_some_scenario() -> None:
         keys = dict.fromkeys((column.key for column in scenario.columns), 1.0)
         results.cells[name] = {peer: found(keys) for peer in ("aperion", "predecessor", "bubus")}
 
-    assert len(verdicts(results)) == 19
+    assert [verdict.budget.what for verdict in verdicts(results)] == [budget.what for budget in BUDGETS]

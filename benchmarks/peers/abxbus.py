@@ -38,7 +38,7 @@ MODELS: dict[str, type[abxbus.BaseEvent[Any]]] = {"Small": Small, "Order": Order
 
 
 def _open(wiring: Wiring) -> abxbus.EventBus:
-    refuse(wiring, "redact", "form")
+    refuse(wiring, "redact", "form", "level")
     log = [WALEventBusMiddleware(wiring.audit)] if wiring.audit else None
     # Without max_history_drop it refuses the 101st event, even when the first hundred have long been handled.
     bus = abxbus.EventBus(max_history_drop=True, warn_on_duplicate_handler_names=False, middlewares=log)

@@ -64,7 +64,7 @@ def _open(wiring: Wiring, audit: aperion.AuditLog | None) -> aperion.EventBus:
 @asynccontextmanager
 async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     """Yield a running bus with its defaults."""
-    audit = aperion.AuditLog(wiring.audit) if wiring.audit else None
+    audit = aperion.AuditLog(wiring.audit, sync=wiring.level) if wiring.audit else None
     bus = _open(wiring, audit)
     model, fields = MODELS[wiring.load.model], wiring.load.fields
     ready, event_type = model(**fields), model.event_type

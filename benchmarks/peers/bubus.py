@@ -41,7 +41,7 @@ MODELS: dict[str, type[bubus.BaseEvent[Any]]] = {"Small": Small, "Order": Order}
 
 
 def _open(wiring: Wiring) -> bubus.EventBus:
-    refuse(wiring, "redact", "form")
+    refuse(wiring, "redact", "form", "level")
     bus = bubus.EventBus(wal_path=wiring.audit)
     for handler in wiring.handlers:
         bus.on(MODELS[wiring.load.model], handler)

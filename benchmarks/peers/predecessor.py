@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _open(wiring: Wiring) -> aperion_event_bus.EventBus:
-    refuse(wiring, "form")
+    refuse(wiring, "form", "level")
     redactor = aperion_event_bus.Redactor() if wiring.redact else None
     bus = aperion_event_bus.EventBus(
         event_log_path=wiring.audit, enable_audit=wiring.audit is not None, redactor=redactor
