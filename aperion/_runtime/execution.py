@@ -80,8 +80,7 @@ class Execution:
         """Run every handler of an event in order; returns when each has an outcome or waits for a retry."""
         event = handed = receipt.event
         results = receipt.results = []
-        observes, tells = self._reporter.observes, self._reporter.tells_of_starts
-        opaque = event._opaque
+        observes, tells, opaque = self._reporter.observes, self._reporter.tells_of_starts, event._opaque
         current.set(event)
         receipt.started = monotonic()
         for subscription in receipt.plan:
@@ -107,8 +106,8 @@ class Execution:
                 if outcome.failed:
                     self._failed(receipt, len(results) - 1, subscription, outcome, receipt)
                 if (
-                    receipt.task is not None
-                    and isinstance(error, asyncio.CancelledError)
+                    isinstance(error, asyncio.CancelledError)
+                    and receipt.task is not None
                     and self._interrupted(receipt)
                 ):
                     self._give_up(receipt, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
@@ -16,11 +16,9 @@ import anyio.to_thread
 from aperion._logs import logger as _log
 from aperion.audit import record
 from aperion.audit.checkpoints import Checkpoints
-from aperion.audit.following import POLL, Following, follow
 from aperion.audit.options import NO_ROTATION, OnFailure, Rotation, Sync, chosen_kinds
-from aperion.audit.parts import AuditStats, Parts, Setup, clear, open_parts
-from aperion.audit.query import Query
-from aperion.audit.reading import Reading
+from aperion.audit.parts import AuditStats, Parts, Setup, open_parts
+from aperion.audit.reader import Reader
 from aperion.audit.recovery import gap
 from aperion.audit.ring import Missed
 from aperion.audit.subjects import HidesAll, UntoldSubjectError
@@ -30,14 +28,11 @@ from aperion.redaction import Redactor
 from aperion.redaction.modes import encrypting_with
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-    from typing import NoReturn, Unpack
+    from collections.abc import Callable, Collection, Mapping
+    from typing import NoReturn
 
-    from aperion.audit.query import AuditRecord, Wanted
-    from aperion.audit.signing import SigningKey, VerifyKey
+    from aperion.audit.signing import SigningKey
     from aperion.audit.subjects import Subjects
-    from aperion.audit.trace import TraceNode
-    from aperion.audit.verification import Verification
     from aperion.delivery import Outcome
     from aperion.events import Event
 
@@ -45,7 +40,7 @@ _SMALLEST: Final = 1 << 16
 _DEFAULT: Final = 4 << 20
 
 
-class AuditLog:
+class AuditLog(Reader):
     r"""Appends one line of JSON for each accepted event and each outcome, in a chain of hashes.
 
     What was recorded survives ``kill -9`` by default: a record is copied into ``<path>.ring``, which is
@@ -72,7 +67,7 @@ class AuditLog:
     # Mutable: which of these the log is open with, and what is counted.
     __slots__ = (
         *("__weakref__", "_has_own_redactor", "_is_open", "_kinds", "_largest", "_loop", "_missed", "_missing"),
-        *("_on_failure", "_parts", "_put", "_records", "_redactor", "_setup", "_subjects", "_waiting", "path", "sync"),
+        *("_on_failure", "_parts", "_put", "_records", "_redactor", "_setup", "_subjects", "_waiting", "sync"),
     )
 
     def __init__(  # noqa: PLR0913 - the options of a log, all by keyword
@@ -256,66 +251,6 @@ class AuditLog:
                 future.set_result(None)
             else:
                 future.set_exception(AuditUnavailable(self.path, failure or "the disk stands still"))
-
-    # Reading
-
-    def read(self, **wanted: Unpack[Wanted]) -> Reading:
-        """Return the records that are wanted, oldest first; open or not, and while it is written.
-
-        Iterate with ``for``, or with ``async for``, which reads in a worker thread. Memory stays constant.
-
-        Args:
-            wanted: see ``Query``; without any, all records.
-
-        Raises:
-            ConfigurationError: for what cannot be looked for.
-        """
-        return Reading(self.path.absolute(), Query(**wanted))
-
-    def follow(self, *, from_end: bool = True, **wanted: Unpack[Wanted]) -> Iterator[AuditRecord]:
-        """Yield records as they are written, from file to file, for ever or until ``limit``; waits for each."""
-        return follow(self.path.absolute(), Query(**wanted), from_end=from_end)
-
-    async def afollow(self, *, from_end: bool = True, **wanted: Unpack[Wanted]) -> AsyncIterator[AuditRecord]:
-        """Do what ``follow`` does without holding up the loop."""
-        with closing(Following(self.path.absolute(), Query(**wanted), from_end=from_end)) as following:
-            while not following.ended:
-                for found in (records := await anyio.to_thread.run_sync(following.available)):
-                    yield found
-                if not records:
-                    await anyio.sleep(POLL)
-
-    def trace(self, correlation_id: str) -> tuple[TraceNode, ...]:
-        """Return the events with a correlation id as trees: each under the event that caused it, with its deliveries."""
-        from aperion.audit.trace import trace
-
-        return trace(self.path.absolute(), correlation_id)
-
-    def verify(
-        self,
-        *,
-        keys: Sequence[VerifyKey] = (),
-        checkpoints: Sequence[str | os.PathLike[str] | Mapping[str, Any]] = (),
-        progress: Callable[[int, int], object] | None = None,
-    ) -> Verification:
-        """Follow the chain through all files, as ``aperion.audit.verify`` does; waits, and takes a while."""
-        from aperion.audit.verification import verify
-
-        return verify(self.path.absolute(), keys=keys, checkpoints=checkpoints, progress=progress)
-
-    def clear(self) -> list[Path]:
-        """Remove all files of this log, full ones, indexes and what a killed process left included. Waits.
-
-        The next record begins another log; that this one ended shows against checkpoints kept elsewhere
-        only. For old files alone there is ``Rotation(keep=...)``.
-
-        Returns:
-            Their paths; none when there was no log.
-
-        Raises:
-            AuditUnavailable: when the log is open, here or in another process.
-        """
-        return clear(self.path.absolute())
 
     # Erasure
 
