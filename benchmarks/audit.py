@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-import aperion
 from benchmarks.loops import idle_handlers
 from benchmarks.timing import steady_collector
 from benchmarks.wiring import CLEAN, Wiring
@@ -20,14 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from benchmarks.scale import Scale
-    from benchmarks.wiring import Driver, Peer
+    from benchmarks.wiring import Batch, Driver, Peer
 
     # Does something for so many seconds, and returns figures, records per second among them.
     Way = Callable[[float], Awaitable[dict[str, float]]]
 
 TURNS = 3
 EVERY = 0.002  # seconds between two events, so 500 a second
-POLL = 0.0005
 
 
 # What a level costs
@@ -37,16 +35,37 @@ def recording(level: str) -> Callable[[Peer, Scale], Coroutine[Any, Any, dict[st
     """Return the scenario that records events at a level, in turns with the same line written by hand."""
 
     async def measure(peer: Peer, scale: Scale) -> dict[str, float]:
-        with TemporaryDirectory() as folder:
-            wiring = Wiring(handlers=(), load=CLEAN, audit=Path(folder, "events.jsonl"), level=level)
-            async with peer.connect(wiring) as driver:
-                ways = [_emitting(driver, 1, "one"), _emitting(driver, scale.emitters, "many")]
-                if peer.about.name == "aperion":
-                    ways.append(_by_the_log(Path(folder, "alone.jsonl"), level, scale.emitters))
-                ways += _by_hand(Path(folder, "by-hand.jsonl"), await _line(wiring, driver), level, scale.emitters)
-                return await _in_turns(ways, scale.seconds)
+        async with AsyncExitStack() as stack:
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            driver, line = await _connected(stack, peer, folder / "events.jsonl", level)
+            ways = [_emitting(driver, 1, "one"), _emitting(driver, scale.emitters, "many")]
+            if driver.record is not None:
+                ways.append(_recording(driver, driver.record, scale.emitters))
+            if level == "disk":
+                fast, _ = await _connected(stack, peer, folder / "unsynced.jsonl", "process")
+                ways.append(_emitting(fast, scale.emitters, "unsynced"))
+            ways += _by_hand(folder / "by-hand.jsonl", line, level, scale.emitters)
+            return await _in_turns(ways, scale.seconds)
 
     return measure
+
+
+async def _connected(stack: AsyncExitStack, peer: Peer, log: Path, level: str) -> tuple[Driver, bytes]:
+    """Set a peer up with a log, and return what it writes there for one event too."""
+    driver = await stack.enter_async_context(peer.connect(Wiring(handlers=(), load=CLEAN, audit=log, level=level)))
+    emit, drain = driver.require_emit()
+    await emit(1)
+    await _settled(driver, drain)
+    lines = log.read_bytes().splitlines(keepends=True)
+    if not lines:
+        raise AssertionError(f"{peer.about.name} has not written the event to its log")
+    return driver, lines[-1]
+
+
+async def _settled(driver: Driver, drain: Callable[[], Awaitable[None]]) -> None:
+    await drain()
+    if driver.settle is not None:
+        await driver.settle()
 
 
 async def _in_turns(ways: list[Way], seconds: float) -> dict[str, float]:
@@ -56,11 +75,16 @@ async def _in_turns(ways: list[Way], seconds: float) -> dict[str, float]:
             turn: dict[str, float] = {}
             for way in ways:
                 turn |= await way(seconds)
-            # Of each turn, so that a slow moment of the machine or its disk hits both sides.
-            turn |= {"ratio": turn["append"] / turn["one"]} if "append" in turn else {}
-            turn |= {"share": turn["many"] / turn["grouped"]} if "grouped" in turn else {}
-            turns.append(turn)
+            turns.append(turn | _ratios(turn))
     return {name: median(turn[name] for turn in turns) for name in turns[0]}
+
+
+def _ratios(turn: dict[str, float]) -> dict[str, float]:
+    """Compare within a turn, so that a slow moment of the machine or its disk hits both sides."""
+    if "grouped" not in turn:
+        return {"ratio": turn["append"] / turn["one"]}
+    many = turn["many"]
+    return {"share": many / turn["grouped"], "reached": many / min(turn["grouped"], turn["unsynced"])}
 
 
 def _emitting(driver: Driver, emitters: int, name: str) -> Way:
@@ -80,9 +104,7 @@ def _emitting(driver: Driver, emitters: int, name: str) -> Way:
 
         with _counted_syncs() as syncs:
             await asyncio.gather(*(emitter() for _ in range(emitters)))
-            await drain()
-            if driver.settle is not None:
-                await driver.settle()
+            await _settled(driver, drain)
         return {name: count / (perf_counter() - started), f"{name}_lines": count / max(len(syncs), 1)}
 
     return way
@@ -105,39 +127,19 @@ def _counted_syncs() -> Iterator[list[int]]:
         os.fdatasync = fdatasync
 
 
-def _by_the_log(path: Path, level: str, lines: int) -> Way:
-    """Record without a bus; at the level of the disk wait for as many lines as there are emitters."""
-    event = aperion.Event("bench.order", CLEAN.fields)
+def _recording(driver: Driver, record: Batch, lines: int) -> Way:
+    """Record without the bus; where that waits for the disk, so many lines at once."""
 
     async def way(seconds: float) -> dict[str, float]:
-        log = aperion.AuditLog(path, sync=level, redactor=aperion.Redactor(enabled=False))
-        await log.start()
         count, started = 0, perf_counter()
         while perf_counter() - started < seconds:
-            for _ in range(lines):
-                log.accepted(event)
+            await record(lines)
             count += lines
-            if level == "disk" and (synced := log.when_synced()) is not None:
-                await synced
-        while log.stats().buffered_bytes:
-            await asyncio.sleep(POLL)
-        spent = perf_counter() - started
-        await log.aclose()
-        return {"alone": count / spent}
+        if driver.settle is not None:
+            await driver.settle()
+        return {"alone": count / (perf_counter() - started)}
 
     return way
-
-
-async def _line(wiring: Wiring, driver: Driver) -> bytes:
-    """Return what the peer writes for one event."""
-    emit, drain = driver.require_emit()
-    await emit(1)
-    await drain()
-    if driver.settle is not None:
-        await driver.settle()
-    if wiring.audit is None or not (lines := wiring.audit.read_bytes().splitlines(keepends=True)):
-        raise AssertionError("the event is not in the log")
-    return lines[-1]
 
 
 def _by_hand(path: Path, line: bytes, level: str, emitters: int) -> list[Way]:

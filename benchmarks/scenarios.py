@@ -168,13 +168,15 @@ _ALL = (
     ),
     Scenario(
         name="audit_disk",
-        title="records at sync=disk, in turns with write and fdatasync by hand, of one line and of 100",
+        title="records at sync=disk, in turns with one write and fdatasync for 100 lines, and with 100 emitters at process",
         measure=audit.recording("disk"),
         columns=(
             Column("share", "100 × / by hand", times_exactly),
             Column("many", "100 emitters", rate),
             Column("alone", "the log alone", rate),
             Column("grouped", "100 by hand", rate),
+            Column("unsynced", "100 at process", rate),
+            Column("reached", "of the slower", times_exactly),
             Column("many_lines", "lines a sync", whole),
             Column("one", "one emitter", rate),
             Column("synced", "1 by hand", rate),

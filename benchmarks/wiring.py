@@ -88,12 +88,14 @@ class Driver:
     ``dispatch`` returns when the handlers have run, event by event. ``emit`` may return before;
     ``drain`` then waits until every handler has run. ``settle`` waits for what the peer does in
     threads of its own: it belongs to the cost, and must not run on while the bare loop is timed.
+    ``record`` hands one ready event to the log, again and again, past the bus.
     """
 
     dispatch: Batch | None = None
     emit: Batch | None = None
     drain: Callable[[], Awaitable[None]] | None = None
     settle: Callable[[], Awaitable[None]] | None = None
+    record: Batch | None = None
 
     def require_dispatch(self) -> Batch:
         """Return ``dispatch``, or raise ``UnsupportedError``."""

@@ -68,6 +68,7 @@ async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     bus = _open(wiring, audit)
     model, fields = MODELS[wiring.load.model], wiring.load.fields
     ready, event_type = model(**fields), model.event_type
+    event = aperion.Event(event_type, ready)
 
     async def dispatch(count: int) -> None:
         for _ in range(count):
@@ -89,9 +90,21 @@ async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
         while audit is not None and audit.stats().buffered_bytes:
             await asyncio.sleep(POLL)
 
+    async def record(count: int) -> None:
+        for _ in range(count):
+            audit.accepted(event)  # type: ignore[union-attr]  # offered with a log only
+        if wiring.level == "disk" and (synced := audit.when_synced()) is not None:  # type: ignore[union-attr]
+            await synced
+
     ways = {Form.FRESH: dispatch, Form.READY: dispatch_ready, Form.MAPPING: dispatch_mapping}
     async with bus:
-        yield Driver(dispatch=ways[wiring.form], emit=emit, drain=bus.wait_settled, settle=settle)
+        yield Driver(
+            dispatch=ways[wiring.form],
+            emit=emit,
+            drain=bus.wait_settled,
+            settle=settle,
+            record=record if audit is not None else None,
+        )
 
 
 PEER = Peer(

@@ -31,6 +31,8 @@ async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     """Yield a bus with its defaults."""
     bus = _open(wiring)
     fields, emit_event, wait_for_pending = wiring.load.fields, bus.emit, bus.wait_for_pending
+    event = aperion_event_bus.Event(event_type="bench.load", payload={**fields})
+    log = aperion_event_bus.AuditLogger(wiring.audit, redactor=aperion_event_bus.Redactor(enabled=wiring.redact))
 
     async def dispatch(count: int) -> None:
         for _ in range(count):
@@ -48,7 +50,16 @@ async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     async def drain() -> None:
         await wait_for_pending()
 
-    yield Driver(dispatch=dispatch_sync if wiring.sync else dispatch, emit=emit, drain=drain)
+    async def record(count: int) -> None:
+        for _ in range(count):
+            log.log_event(event)
+
+    yield Driver(
+        dispatch=dispatch_sync if wiring.sync else dispatch,
+        emit=emit,
+        drain=drain,
+        record=record if wiring.audit is not None else None,
+    )
     bus.shutdown()
 
 
