@@ -419,3 +419,20 @@ async def test_lists_in_a_model_cannot_be_changed_by_anyone() -> None:
         receipt.event.payload.items.append({})
     with pytest.raises(TypeError):
         receipt.event.payload.items[0]["sku"] = "b"
+
+
+async def test_a_type_that_gets_its_model_later_is_validated_from_then_on(bus: EventBus, request: Any) -> None:
+    """And what is one typing error away from it is refused from then on."""
+    domain = f"late_{abs(hash(request.node.name))}"  # models are known by name until they are collected
+    right, wrong = f"{domain}.arrived", f"{domain}.arived"
+    await bus.emit(right, {"late": True})
+    await bus.emit(wrong, {"late": True})
+
+    class Arrived(aperion.Payload, type=right):
+        minutes: int
+
+    with pytest.raises(aperion.PayloadError):
+        await bus.emit(right, {"late": True})
+    with pytest.raises(aperion.EventTypeError, match=right):
+        await bus.emit(wrong, {"late": True})
+    assert (await bus.emit(right, {"minutes": 5})).event.payload == Arrived(minutes=5)

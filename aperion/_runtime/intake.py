@@ -26,6 +26,7 @@ from aperion.events import (
     known_event_types,
     make_event,
     model_for,
+    registrations,
     set_cascade,
     to_json,
     validated,
@@ -77,13 +78,23 @@ class Intake:
     """Makes events of what emitters hand in, by the rules of one bus."""
 
     # Mutable: the two caches, of what was checked once.
-    __slots__ = ("_flat", "_known", "_naming", "_needs_source", "max_cascade", "max_hops", "max_payload_bytes")
+    __slots__ = (
+        "_flat",
+        "_known",
+        "_naming",
+        "_needs_source",
+        "_registrations",
+        "max_cascade",
+        "max_hops",
+        "max_payload_bytes",
+    )
 
     def __init__(self, naming: Naming, *, max_payload_bytes: int, max_hops: int, max_cascade: int) -> None:
         self._naming = naming
         self._needs_source = naming.require_source
         self._flat: dict[type, bool] = {}  # models whose names are checked, and whether they hold atoms only
         self._known: dict[str, type[Payload] | None] = {}
+        self._registrations = registrations()
         self.max_payload_bytes = max_payload_bytes
         self.max_hops = max_hops
         self.max_cascade = max_cascade
@@ -169,6 +180,9 @@ class Intake:
         return model.event_type, *self._safe(model.event_type, subject)
 
     def _model(self, subject: object) -> type[Payload] | None:
+        if self._registrations != (count := registrations()):  # a type without a model may have one now
+            self._registrations = count
+            self._known = {name: model for name, model in self._known.items() if model is not None}
         try:
             return self._known[subject]  # type: ignore[index]  # only checked names are in it
         except (KeyError, TypeError):
@@ -177,7 +191,7 @@ class Intake:
         model = model_for(event_type)
         if model is None:
             self._naming.check_known(event_type, known_event_types())
-        elif len(self._known) < _TYPES_REMEMBERED:  # one without a model may get one later
+        if len(self._known) < _TYPES_REMEMBERED:
             self._known[event_type] = model
         return model
 
