@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from aperion.audit.compression import open_lines
 from aperion.audit.query import AuditRecord, Query, Search
-from aperion.audit.segments import Segment, segments
+from aperion.audit.segments import Segment, sealed_segments, segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,16 +47,20 @@ class Following:
     def _begin(self, *, from_end: bool) -> None:
         there = segments(self._log)
         if there and from_end:
-            self._open(there[-1])
+            self._open(there[-1], after=None)
             content = self._file.read() if self._file is not None else b""
             self._rest = content[content.rfind(b"\n") + 1 :]
         elif there:
-            self._open(there[0])
+            self._open(there[0], after=0)
 
-    def _open(self, segment: Segment) -> None:
+    def _open(self, segment: Segment, *, after: int | None) -> None:
+        """Go on with a file, unless it is not the one that was listed any more."""
         try:
             file = open_lines(segment.path, segment.compression)
         except FileNotFoundError:
+            return
+        if segment.number is None and after is not None and self._is_another(file, after):
+            file.close()
             return
         if self._file is not None:
             self._file.close()
@@ -71,7 +75,21 @@ class Following:
             found += self._read()
             if newer is None or (self._left is not None and self._left <= 0):
                 return found
-            self._open(newer)
+            self._open(newer, after=self._own_number())
+
+    def _is_another(self, live: BinaryIO, after: int) -> bool:
+        """Tell whether a file became full, and is not read yet, before this live one began."""
+        later = next((s for s in sealed_segments(self._log) if (s.number or 0) > after), None)
+        try:
+            return later is not None and not os.path.samestat(later.path.lstat(), os.fstat(live.fileno()))
+        except FileNotFoundError:
+            return True
+
+    def _own_number(self) -> int | None:
+        """Return the number of the file that is read; a live one may have been empty when it was opened."""
+        if self._number is None:
+            self._number = _number_of(self._file) if self._file is not None else 0
+        return self._number
 
     def _read(self) -> list[AuditRecord]:
         if self._file is None:
@@ -109,9 +127,9 @@ class Following:
 
     def _after_one_that_went(self, there: list[Segment]) -> Segment | None:
         """Find the file after one that was compressed or removed while it was read, by its number."""
-        if self._number is None:
+        number = self._own_number()
+        if number is None:
             return there[-1] if there else None
-        number = self._number
         later = [segment for segment in there if segment.number is None or segment.number > number]
         return later[0] if later else None
 
