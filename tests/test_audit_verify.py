@@ -20,8 +20,11 @@ from aperion.audit import AuditLog, Checkpoints, Rotation, SigningKey, VerifyKey
 from aperion.audit.chain import START, Link, opened, seal
 from aperion.audit.checkpoints import checkpoint_body, rotation_body
 from aperion.audit.compression import compress
+from aperion.audit.index import load
+from aperion.audit.query import Query
+from aperion.audit.reading import Reading
 from aperion.audit.record import about_log, line, segment
-from aperion.audit.segments import sealed_path, segments
+from aperion.audit.segments import index_path, sealed_path, segments
 from aperion.audit.verification import ProblemKind, Verification
 
 if TYPE_CHECKING:
@@ -529,6 +532,65 @@ def test_any_of_700_random_damages_is_found_or_a_mere_end(tmp_path: Path) -> Non
     assert unseen == []
     assert 0 < ends < 100
     assert verify(path).ok
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_any_damage_of_a_compressed_file_is_found_or_changes_nothing(tmp_path: Path, codec: Any, indexed: bool) -> None:
+    rng = random.Random(20_261_124)  # noqa: S311
+    path = tmp_path / "events.jsonl"
+    whole(path, records=600)  # two blocks a file
+    packed = compress(sealed_path(path, 2), codec)
+    if not indexed:
+        index_path(path, 2).unlink()
+    content = packed.read_bytes()
+    lines = [record.seq for record in Reading(path, Query())]
+    found = 0
+    for _ in range(60):
+        damaged, at = bytearray(content), rng.randrange(len(content))
+        what = rng.choice(["bit", "zero", "cut", "garbage"])
+        if what == "bit":
+            damaged[at] ^= 1 << rng.randrange(8)
+        elif what == "zero":
+            damaged[at : at + 100] = bytes(len(damaged[at : at + 100]))
+        else:
+            damaged[at:] = b"" if what == "cut" else rng.randbytes(50)
+        packed.write_bytes(damaged)
+
+        problems, reading = verify(path).problems, Reading(path, Query())
+
+        read = [record.seq for record in reading]
+        assert read == sorted(set(read))
+        assert set(lines) - set(read) <= set(range(lines[602], lines[1204]))
+        if read != lines:
+            assert problems
+            assert problems[0].segment in {packed.name, "events.000003.jsonl"}
+        found += bool(problems)
+
+    assert found > 40
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_a_damaged_block_takes_no_other_with_it(tmp_path: Path, codec: Any) -> None:
+    path = tmp_path / "events.jsonl"
+    whole(path, records=2500)
+    packed = compress(sealed_path(path, 2), codec)
+    index = load(packed, packed.stat().st_size)
+    assert index is not None
+    block = index.blocks[1]
+    content = bytearray(packed.read_bytes())
+    content[block.offset + block.size // 2] ^= 0xFF
+    packed.write_bytes(content)
+
+    reading = Reading(path, Query(newest_first=True))
+    read = [record.seq for record in reading]
+
+    assert found(verify(path))[0][:2] == ("damaged", packed.name)
+    assert {kind for kind, *_ in found(verify(path))} == {"damaged", "missing"}
+    assert reading.skipped == 1
+    missing = set(range(1, 4 * 2502 + 1)) - set(read)
+    assert missing == set(range(min(missing), max(missing) + 1))
+    assert 2503 < min(missing) < max(missing) < 5004
 
 
 def test_a_line_of_any_length_is_judged_in_bounded_memory(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -526,16 +526,16 @@ def test_a_pipe_or_a_link_in_the_place_of_a_log_is_one_line_and_exit_2(log: Path
     assert str(log) in from_link.stderr
 
 
-@pytest.mark.parametrize("command", ["verify", "search"])
-def test_a_log_that_cannot_be_read_is_one_line_and_exit_2(log: Path, tmp_path: Path, command: str) -> None:
+def test_a_full_file_that_cannot_be_unpacked_is_found_and_does_not_hide_the_others(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(log.read_bytes())
-    (tmp_path / "events.000001.jsonl").mkdir()
+    (tmp_path / "events.000001.jsonl.gz").write_bytes(b"no gzip")
 
-    done = run(command, path)
+    verified, searched = run("verify", path), run("search", path, "--json")
 
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch("error: a file could not be read or written: Is a directory.*\n", done.stderr)
+    assert verified.returncode == 1
+    assert "events.000001.jsonl.gz:1: damaged: this cannot be unpacked" in verified.stdout
+    assert len(searched.stdout.splitlines()) == len(log.read_bytes().splitlines())
 
 
 @pytest.mark.parametrize("command", ["search", "stats"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from aperion.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import BinaryIO
 
     from aperion.audit.options import Codec
 
@@ -62,40 +64,83 @@ def packer(codec: Codec) -> Any:
     Raises:
         ConfigurationError: for zstd without the package for it.
     """
-    return _zstd().compress if codec == "zstd" else lambda content: gzip.compress(content, 6, mtime=0)
+    if codec == "gzip":
+        return lambda content: gzip.compress(content, 6, mtime=0)
+    zstd = _zstd()
+    options = {zstd.CompressionParameter.checksum_flag: 1}  # gzip has one anyway
+    return lambda content: zstd.compress(content, options=options)
+
+
+class DamagedError(OSError):
+    """A compressed file, or a block of one, that cannot be unpacked."""
 
 
 def unpacked(content: bytes, compression: str) -> bytes:
-    """Return the lines of one block."""
-    if compression == ".gz":
-        return gzip.decompress(content)
-    return bytes(_zstd().decompress(content)) if compression == ".zst" else content
+    """Return the lines of one block.
+
+    Raises:
+        DamagedError: when it cannot be unpacked.
+    """
+    if not compression:
+        return content
+    try:
+        return gzip.decompress(content) if compression == ".gz" else bytes(_zstd().decompress(content))
+    except _damages(compression) as error:
+        raise _damaged(error) from error
 
 
-def open_lines(path: Path, compression: str) -> Any:
+def open_lines(path: Path, compression: str) -> BinaryIO:
     """Open a file of a log for reading, compressed or not; not through a link."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     return unpacking(os.fdopen(fd, "rb"), compression)
 
 
-def unpacking(file: Any, compression: str) -> Any:
-    """Return a file that yields the lines of another, compressed or not, and closes with it."""
-    if compression == ".gz":
-        return _Unpacking(gzip.GzipFile(fileobj=file), file)
-    return _Unpacking(_zstd().ZstdFile(file, "rb"), file) if compression == ".zst" else file
+def unpacking(file: BinaryIO, compression: str) -> BinaryIO:
+    """Return a file that yields the lines of another, compressed or not, and closes with it.
+
+    Reading from it raises ``DamagedError`` where it cannot be unpacked.
+    """
+    if not compression:
+        return file
+    content = gzip.GzipFile(fileobj=file) if compression == ".gz" else _zstd().ZstdFile(file, "rb")
+    return io.BufferedReader(_Unpacking(content, file, compression), 1 << 16)
 
 
-class _Unpacking(io.BufferedReader):
-    """A compressed file that closes with the file below it."""
+class _Unpacking(io.RawIOBase):
+    """A compressed file that closes with the file below it, and has one error for all damage."""
 
-    def __init__(self, unpacking: Any, file: Any) -> None:
-        super().__init__(unpacking, 1 << 16)
+    def __init__(self, content: Any, file: BinaryIO, compression: str) -> None:
+        self._content = content
         self._file = file
+        self._damages = _damages(compression)
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file below."""
+        return self._file.fileno()
+
+    def readinto(self, buffer: Any) -> int:
+        """Unpack as much as there is room for."""
+        try:
+            return int(self._content.readinto(buffer))
+        except self._damages as error:
+            raise _damaged(error) from error
 
     def close(self) -> None:
         """Close both."""
         super().close()
         self._file.close()
+
+
+def _damages(compression: str) -> tuple[type[Exception], ...]:
+    return (EOFError, gzip.BadGzipFile, zlib.error) if compression == ".gz" else (EOFError, _zstd().ZstdError)
+
+
+def _damaged(error: Exception) -> DamagedError:
+    return DamagedError(f"the compressed content is damaged: {error}")
 
 
 def _zstd() -> Any:

@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from aperion.audit.compression import open_lines
+from aperion.audit.compression import DamagedError, open_lines
 from aperion.audit.query import AuditRecord, Query, Search
 from aperion.audit.segments import Segment, sealed_segments, segments
 
@@ -94,7 +94,11 @@ class Following:
     def _read(self) -> list[AuditRecord]:
         if self._file is None:
             return []
-        content = self._rest + self._file.read()
+        try:
+            content = self._rest + self._file.read()
+        except DamagedError:
+            self.skipped += 1
+            return []
         end = content.rfind(b"\n") + 1
         self._rest = content[end:]
         return [r for line in content[:end].splitlines(keepends=True) if (r := self._record(line)) is not None]

@@ -63,6 +63,15 @@ class Index:
                 numbers[bisect_right(self.ends, at // 4)] = None
         return [self.blocks[number] for number in numbers]
 
+    def covers(self, size: int) -> bool:
+        """Tell whether the blocks stand one behind the other in a file of this size, with nothing in between."""
+        end = 0
+        for block in self.blocks:
+            if block.offset != end:
+                return False
+            end += block.size
+        return end == size
+
 
 class Builder:
     """Collects what an index says, block by block."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio.to_thread
 
-from aperion.audit.compression import open_lines, unpacked
+from aperion.audit.compression import DamagedError, unpacked, unpacking
 from aperion.audit.index import Index, blocks, load
 from aperion.audit.query import AuditRecord, Query, Search
 from aperion.audit.segments import Segment, sealed_segments
@@ -40,7 +40,7 @@ class Reading:
 
     def __init__(self, log: Path, query: Query) -> None:
         self.skipped = 0
-        """Lines that were looked at and are no records: damaged, or somebody else's."""
+        """Lines that were looked at and are no records, damaged or somebody else's, and blocks that cannot be unpacked."""
         self._log = log
         self._query = query
         self._search = Search(query)
@@ -102,8 +102,8 @@ class Reading:
         if index is not None:
             yield from self._indexed(index, segment, file)
         elif segment.compression:
-            with open_lines(segment.path, segment.compression) as lines:
-                yield from _spooled(lines) if backwards else blocks(lines)
+            with unpacking(file, segment.compression) as lines:
+                yield from _spooled(self._unpacked(lines)) if backwards else self._unpacked(lines)
         else:
             yield from _backwards(file, size) if backwards else _forwards(file, size)
 
@@ -115,7 +115,17 @@ class Reading:
             found = [block for block in found if block in holding]
         wanted = [block for block in found if search.in_time(block.since, block.until)]
         for block in reversed(wanted) if self._query.newest_first else wanted:
-            yield unpacked(os.pread(file.fileno(), block.size, block.offset), segment.compression)
+            try:
+                yield unpacked(os.pread(file.fileno(), block.size, block.offset), segment.compression)
+            except DamagedError:
+                self.skipped += 1
+
+    def _unpacked(self, lines: BinaryIO) -> Iterator[bytes]:
+        """Yield what can be unpacked of a file without an index, up to the first damage."""
+        try:
+            yield from blocks(lines)
+        except DamagedError:
+            self.skipped += 1
 
 
 def _some(records: Iterator[AuditRecord]) -> list[AuditRecord]:
@@ -154,10 +164,18 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 def _newest_first(log: Path) -> Iterator[tuple[Segment, BinaryIO]]:
     live = _opened(Segment(log, None))
-    identity = os.fstat(live.fileno()) if live is not None else None
     listed = sealed_segments(log)
-    if live is not None:
+    if live is None:
+        yield from _listed(log, listed, None)
+        return
+    # Kept open, since the number of a file that is gone soon belongs to another one.
+    with os.fdopen(os.dup(live.fileno()), "rb") as kept:
         yield Segment(log, None), live
+        yield from _listed(log, listed, os.fstat(kept.fileno()))
+
+
+def _listed(log: Path, listed: list[Segment], identity: os.stat_result | None) -> Iterator[tuple[Segment, BinaryIO]]:
+    """Open full files, the newest first, without the one that was the live one when that was opened."""
     for known in reversed(listed):
         file, segment = _opened(known), known
         if file is None:  # compressed since, or removed
@@ -213,10 +231,10 @@ def _backwards(file: BinaryIO, size: int) -> Iterator[bytes]:
         yield rest
 
 
-def _spooled(lines: BinaryIO) -> Iterator[bytes]:
-    """Unpack a file without an index to read it backwards."""
+def _spooled(contents: Iterator[bytes]) -> Iterator[bytes]:
+    """Write what was unpacked of a file without an index down, to read it backwards."""
     with tempfile.TemporaryFile() as file:
-        for content in blocks(lines):
+        for content in contents:
             file.write(content)
         file.flush()
         yield from _backwards(file, file.tell())

@@ -7,6 +7,7 @@ the end, and nothing shows. Signed checkpoints show the first, checkpoints that 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections import deque
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from aperion.audit.chain import START, Link, Sealed, hashed, opened
-from aperion.audit.compression import unpacking
+from aperion.audit.compression import DamagedError, unpacked, unpacking
+from aperion.audit.index import load
 from aperion.audit.proofs import Proofs
 from aperion.audit.reading import oldest_first
 from aperion.audit.segments import segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -135,14 +137,34 @@ def verify(
     total, done = sum(map(_size, segments(log))), 0
     for segment, file in oldest_first(log):
         size = os.fstat(file.fileno()).st_size
-        with unpacking(file, segment.compression) as lines:
-            for at in check.file(segment, lines, file):
+        with file:
+            for at in check.file(segment, _lines(segment, file, size), file):
                 if progress is not None:
                     progress(min(done + at, total), total)
         done += size
     if progress is not None:
         progress(total, total)
     return check.result()
+
+
+def _lines(segment: Segment, file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield the lines of a file; an empty one stands for what cannot be unpacked."""
+    index = load(segment.path, size) if segment.compression else None
+    if index is None or not index.covers(size):
+        lines = unpacking(file, segment.compression)
+        try:
+            while line := lines.readline(_LONGEST):
+                yield line
+        except DamagedError:
+            yield b""
+        return
+    for block in index.blocks:  # each can be unpacked alone
+        try:
+            content = unpacked(os.pread(file.fileno(), block.size, block.offset), segment.compression)
+        except DamagedError:
+            content = b""
+        file.seek(block.offset + block.size)  # how far this is
+        yield from io.BytesIO(content) if content else (b"",)
 
 
 def _size(segment: Segment) -> int:
@@ -171,13 +193,11 @@ class _Check:
         self._log: object = None
         self._at = ("", 0, 0)
 
-    def file(self, segment: Segment, lines: BinaryIO, raw: BinaryIO) -> Iterator[int]:
+    def file(self, segment: Segment, lines: Iterable[bytes], raw: BinaryIO) -> Iterator[int]:
         """Follow the chain through one file; yield bytes done now and then."""
         name, offset, reported = segment.path.name, 0, 0
         self._names.append(name)
-        count = 0
-        while line := lines.readline(_LONGEST):
-            count += 1
+        for count, line in enumerate(lines, start=1):
             self._at = (name, count, offset)
             if segment.number is None and not line.endswith(b"\n") and len(line) < _LONGEST:
                 break  # it is being written
@@ -191,7 +211,7 @@ class _Check:
         record = opened(line)
         if record is None:
             self._damaged += 1
-            self._found(ProblemKind.DAMAGED, None, "this line is no record")
+            self._found(ProblemKind.DAMAGED, None, "this line is no record" if line else "this cannot be unpacked")
             return
         self._records += 1
         own = _OWN.match(record.body)
