@@ -125,13 +125,14 @@ class Freezer:
         if kind is float:
             self.size += 1
             return _checked_float(value)
-        if isinstance(value, Mapping | list | tuple | set | frozenset | BaseModel):
+        if isinstance(value, (dict, list, tuple, BaseModel, set, frozenset, Mapping)):  # the slow one last
             return self._container(value)
         return self._object(value)
 
     def _container(self, value: Any) -> Any:
-        if any(parent is value for parent in self._parents):
-            raise _Unwritable("contains itself")
+        for parent in self._parents:
+            if parent is value:
+                raise _Unwritable("contains itself")
         if len(self._parents) >= MAX_DEPTH:
             raise _Unwritable(f"lies more than {MAX_DEPTH} levels deep")
         self._parents.append(value)

@@ -26,7 +26,7 @@ _MAGIC: Final = b"AperIdx1"
 _HEAD: Final = struct.Struct("<8sQII")
 _ENTRY: Final = struct.Struct("<QQQQQQ")
 _ID: Final = re.compile(rb'"(?:event_id|correlation_id)":"([^"\\]*)"')
-_TIME: Final = re.compile(rb'^\{"v":\d+,"seq":\d+,"time":(\d+)', re.MULTILINE)
+_TIME: Final = re.compile(rb'\n\{"v":\d+,"seq":\d+,"time":(\d+)')  # begins with a literal; ^ is tried at each byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Builder:
 
     def add(self, content: bytes, offset: int, size: int) -> None:
         """Add a block: its lines, and where it stands in the file."""
-        times = [int(time) for time in _TIME.findall(content)]
+        times = [int(time) for time in _TIME.findall(b"\n" + content)]
         self._blocks.append(Block(offset, size, min(times, default=0), max(times, default=2**63)))
         self._ids += b"".join(_checksum(identifier) for identifier in set(_ID.findall(content)))
         self._ends.append(len(self._ids) // 4)
