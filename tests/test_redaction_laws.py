@@ -366,13 +366,18 @@ ATTACKS = (
 
 @pytest.mark.parametrize("unit", ATTACKS, ids=repr)
 def test_time_grows_no_faster_than_the_text(unit: str) -> None:
-    """REDOS: eight times the text takes no more than three times eight times the time, with the cut out of the way."""
+    """REDOS: eight times the text takes no more than three times eight times the time, with the cut out of the way.
+
+    A pattern that goes back over what it has read takes 64 times the time, every time it is asked; a busy machine can
+    make a good one look like that for a moment, so that one good measurement in ten is proof.
+    """
     redactor = Redactor(max_text=10**7)
-    small, large = ((unit * (size // len(unit) + 1))[:size] for size in (6_001, 48_007))
+    units = 6_000 // len(unit) + 1  # whole ones: what a text ends with can decide which patterns run at all
+    small, large = unit * units, unit * units * 8
 
-    ratio = _seconds(redactor, large) / max(_seconds(redactor, small), 2e-4)
+    ratios = (_seconds(redactor, large) / max(_seconds(redactor, small), 2e-4) for _ in range(10))
 
-    assert ratio < 8 * 3
+    assert any(ratio < 8 * 3 for ratio in ratios)
 
 
 def _seconds(redactor: Redactor, text: str) -> float:
