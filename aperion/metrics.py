@@ -1,4 +1,4 @@
-"""Metrics: what a bus measures, and the back ends that ship."""
+"""Metrics: the back ends that ship; what a bus measures is in ``instruments``."""
 
 from __future__ import annotations
 
@@ -8,23 +8,32 @@ import math
 import re
 import threading
 from bisect import bisect_left
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from aperion._logs import logger as _log
-from aperion.delivery import OutcomeState, positive
+from aperion.delivery import positive
 from aperion.errors import ConfigurationError, shown
-from aperion.protocols import MetricsBackend
+from aperion.instruments import INSTRUMENTS, BusMetrics, Instrument, Kind
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from aperion.delivery import FailureReason
+__all__ = [
+    "DEFAULT_BUCKETS",
+    "INSTRUMENTS",
+    "BusMetrics",
+    "CallbackMetrics",
+    "Elapsed",
+    "HistogramSnapshot",
+    "InMemoryMetrics",
+    "Instrument",
+    "Kind",
+    "NoopMetrics",
+    "elapsed",
+]
 
-Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 V = TypeVar("V")
 _Labels: TypeAlias = frozenset[tuple[str, str]]
 
@@ -36,34 +45,6 @@ DEFAULT_BUCKETS = (
 
 _OVERFLOW: _Labels = frozenset({("overflow", "true")})
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECONDS_BETWEEN_LOG_LINES = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Instrument:
-    """One thing that a bus measures: its name and kind, the labels it always has, and what it tells."""
-
-    name: str
-    kind: Kind
-    labels: tuple[str, ...]
-    description: str
-
-
-_WHOSE = ("event_type", "subscription")
-INSTRUMENTS = (
-    EMITTED := Instrument("aperion_events_emitted_total", "counter", ("event_type",), "events accepted"),
-    REJECTED := Instrument("aperion_events_rejected_total", "counter", ("reason",), "events refused as invalid"),
-    DROPPED := Instrument("aperion_events_dropped_total", "counter", ("event_type", "policy"), "events dropped"),
-    DELIVERIES := Instrument("aperion_deliveries_total", "counter", (*_WHOSE, "outcome"), "attempts, by their end"),
-    DURATION := Instrument("aperion_handler_duration_seconds", "histogram", _WHOSE, "how long an attempt took"),
-    WAIT := Instrument("aperion_event_wait_seconds", "histogram", ("event_type",), "acceptance to first handler"),
-    RETRIES := Instrument("aperion_retries_total", "counter", _WHOSE, "attempts scheduled after a failed one"),
-    DEAD := Instrument("aperion_dead_letters_total", "counter", ("reason", "subscription"), "dead letters left"),
-    REDACTIONS := Instrument("aperion_redactions_total", "counter", ("type",), "values hidden, by type"),
-    PENDING := Instrument("aperion_pending_events", "gauge", (), "events accepted and unsettled"),
-    SUBSCRIPTIONS := Instrument("aperion_subscriptions", "gauge", (), "subscriptions that exist"),
-)
-"""Everything that a bus measures. No label ever holds an id, a source or a value of a payload."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,100 +308,6 @@ class NoopMetrics:
 
     def observe(self, name: str, value: float, labels: Mapping[str, str]) -> None:
         """Do nothing."""
-
-
-class BusMetrics:
-    """What a bus measures, told to a back end whose failures never hurt: see ``errors``.
-
-    Raises:
-        ConfigurationError: for a back end that lacks a method.
-    """
-
-    # Mutable: errors and _next_line, under _lock.
-    __slots__ = ("__weakref__", "_clock", "_lock", "_next_line", "_tell_by_kind", "backend", "errors")
-
-    def __init__(self, backend: MetricsBackend, *, clock: Callable[[], float] = monotonic) -> None:
-        if isinstance(backend, type) or not isinstance(backend, MetricsBackend):
-            raise ConfigurationError(
-                f"metrics={shown(backend)} is no back end; pass an object with increment, gauge and observe"
-            )
-        self.backend = backend
-        self.errors = 0
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._next_line = -math.inf
-        self._tell_by_kind: dict[Kind, Callable[[str, Any, Mapping[str, str]], None]] = {
-            "counter": backend.increment,
-            "gauge": backend.gauge,
-            "histogram": backend.observe,
-        }
-
-    def emitted(self, event_type: str, _source: str | None = None) -> None:
-        """Count an accepted event; its source is no label, since anybody can invent another."""
-        self._tell(EMITTED, 1, event_type)
-
-    def rejected(self, _event_type: str, reason: FailureReason) -> None:
-        """Count a refused event; its type is no label, since it may be anything."""
-        self._tell(REJECTED, 1, reason.value)
-
-    def dropped(self, event_type: str, policy: str) -> None:
-        """Count a dropped event."""
-        self._tell(DROPPED, 1, event_type, policy)
-
-    def handled(
-        self,
-        event_type: str,
-        subscription: str,
-        state: OutcomeState,
-        seconds: float,
-    ) -> None:
-        """Count and time one attempt at a delivery."""
-        self._tell(DELIVERIES, 1, event_type, subscription, state.value)
-        if state is not OutcomeState.SKIPPED:  # the handler was not started
-            self._tell(DURATION, seconds, event_type, subscription)
-
-    def begun(self, event_type: str, waited: float) -> None:
-        """Time how many seconds an accepted event waited for its first handler."""
-        self._tell(WAIT, max(0.0, waited), event_type)
-
-    def retried(self, event_type: str, subscription: str) -> None:
-        """Count an attempt that is scheduled after a failed one."""
-        self._tell(RETRIES, 1, event_type, subscription)
-
-    def dead_lettered(self, _event_type: str, subscription: str | None, reason: FailureReason) -> None:
-        """Count a dead letter; one of a whole event has an empty subscription."""
-        self._tell(DEAD, 1, reason.value, subscription or "")
-
-    def redacted(self, types: Counter[str]) -> None:
-        """Count what the redactor hid, by type; never a value."""
-        for kind, count in types.items():
-            self._tell(REDACTIONS, count, kind)
-
-    def pending(self, count: int) -> None:
-        """Tell how many events are accepted and unsettled."""
-        self._tell(PENDING, count)
-
-    def subscriptions(self, count: int) -> None:
-        """Tell how many subscriptions exist."""
-        self._tell(SUBSCRIPTIONS, count)
-
-    def _tell(self, instrument: Instrument, value: float, *labels: str) -> None:
-        try:
-            tell = self._tell_by_kind[instrument.kind]
-            tell(instrument.name, value, dict(zip(instrument.labels, labels, strict=False)))
-        except Exception as error:  # noqa: BLE001 - a broken back end must not break an event
-            self._note(error)
-
-    def _note(self, error: Exception) -> None:
-        """Count a failure, and log once a minute at most: its kind, not its words, which may quote values."""
-        with self._lock:
-            self.errors += 1
-            count, now = self.errors, self._clock()
-            if now < self._next_line:
-                return
-            self._next_line = now + _SECONDS_BETWEEN_LOG_LINES
-        with suppress(Exception):  # nor may a broken logger
-            _log.warning("metrics back end failed", error_type=type(error).__name__, errors=count)
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 
 from aperion.delivery import FailureReason, OutcomeState
 from aperion.errors import ConfigurationError
+from aperion.instruments import ABANDONED, AUDIT_LAG, BUSY, IN_FLIGHT, QUEUED
 from aperion.metrics import (
     DEFAULT_BUCKETS,
     INSTRUMENTS,
@@ -211,8 +212,13 @@ def everything() -> list[tuple[str, str, float, dict[str, str]]]:
     bus.retried("user.login", "app.greet")
     bus.dead_lettered("user.login", "app.greet", FailureReason.HANDLER_ERROR)
     bus.redacted(Counter({"EMAIL": 2}))
+    bus.emitting("user.login", 0.001)
+    bus.audit_failed()
+    bus.blocked("app.greet")
+    bus.late(0.002)
     bus.pending(1)
     bus.subscriptions(1)
+    bus.load(dict.fromkeys((QUEUED, IN_FLIGHT, BUSY, ABANDONED, AUDIT_LAG), 1))
     assert bus.errors == 0
     return told
 
@@ -709,7 +715,7 @@ def test_a_callback_gets_kind_name_value_and_labels() -> None:
     """MET-7: each of them once for each measurement."""
     told = everything()
 
-    labels = {"event_type": "user.login", "subscription": "app.greet"}
+    labels = {"event_type": "user.login", "subscription": "app.greet", "outcome": "ok"}
     assert ("counter", "aperion_events_emitted_total", 1, {"event_type": "user.login"}) in told
     assert ("histogram", DURATION, 0.5, labels) in told
     assert ("gauge", "aperion_pending_events", 1, {}) in told
