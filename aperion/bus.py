@@ -8,16 +8,20 @@ import threading
 import weakref
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Self, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, overload
 
 import anyio
 
 from aperion._runtime import BusState, DrainReport, OverflowPolicy, Runtime, Settings
+from aperion._runtime.emission import Emission
 from aperion._runtime.intake import Details, Intake
+from aperion._runtime.pulse import check_watchdog
 from aperion._runtime.redrive import Redriver
 from aperion._runtime.reporter import Reporter
 from aperion._runtime.stats import BusStats, Counters
 from aperion._streams import DEFAULT_BUFFER, EventStream, first
+from aperion._telemetry import configured
+from aperion._telemetry.spans import check_tracing, spans_for
 from aperion.audit import AuditLog
 from aperion.context import current_event
 from aperion.deadletters import DeadLetterQueue
@@ -43,12 +47,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from typing import Unpack
 
+    from aperion._telemetry.spans import Tracing
     from aperion._threads import WorkerThreads
     from aperion.delivery import Delivery, Filter, Subscription
     from aperion.events import Payload
     from aperion.naming import Naming
     from aperion.protocols import AuditSink, MetricsBackend, Middleware, Processor
     from aperion.router import M
+
+_Made: TypeAlias = "tuple[Any, Any, Details | None, Emission | None]"
 
 __all__ = ["BusState", "BusStats", "DrainReport", "EventBus", "OverflowPolicy"]
 
@@ -89,7 +96,11 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         overflow_policy: what happens to an event that finds the bus full; its value as text also works.
         naming: what is demanded of event types.
         dead_letter_queue: where deliveries that failed for good are kept.
-        metrics: where measurements go.
+        metrics: where measurements go; if None, to OpenTelemetry where a meter provider is configured.
+        tracing: whether there are OpenTelemetry spans, and how they hang together; if None, with the
+            defaults of ``Tracing`` where a tracer provider is configured when the bus starts.
+        watchdog: seconds for which a handler may hold up the event loop before a log line names it; True
+            for 0.2, False for never. If None, 0.2 where asyncio is in debug mode (``python -X dev``).
         processors: called in order before an event is admitted; each may replace or drop it.
         middleware: wrapped around every handler, the first outermost.
         max_hops: generations of events that one may cause.
@@ -114,6 +125,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         naming: Naming | None = None,
         dead_letter_queue: DeadLetterQueue | None = None,
         metrics: MetricsBackend | None = None,
+        tracing: Tracing | bool | None = None,
+        watchdog: float | bool | None = None,
         processors: Sequence[Processor] = (),
         middleware: Sequence[Middleware] = (),
         max_hops: int = 64,
@@ -146,6 +159,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             max_concurrent_handlers=max_concurrent_handlers,
             max_pending_events=max_pending_events,
             overflow_policy=_policy(overflow_policy),
+            watchdog=check_watchdog(watchdog),
         )
         self._processors = _callables("processors", processors)
         self._middleware = _callables("middleware", middleware)
@@ -154,9 +168,10 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             self._naming, max_payload_bytes=max_payload_bytes, max_hops=max_hops, max_cascade=max_cascade
         )
         self._counters = Counters()
-        self._bus_metrics = BusMetrics(metrics) if metrics is not None else None
-        if self._bus_metrics is not None and isinstance(self.redactor, Redactor):
-            self.redactor.report_to(self._bus_metrics.redacted)
+        self._tracing = check_tracing(tracing)
+        self._bus_metrics: BusMetrics | None = None
+        if metrics is not None:
+            self._measure(metrics)
         self._reporter = Reporter(audit, self._bus_metrics, self.dead_letters, self.redactor)
         self._runtime: Runtime | None = None
         self._threads: WorkerThreads | None = None  # those of the last run too: stuck ones outlive it
@@ -178,6 +193,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         if self.audit is not None:
             await self.audit.start()
         try:
+            self._watch()
             runtime = Runtime(self._settings, self._counters, self._reporter, self.resolve, self._middleware)
             async with runtime.running():
                 self._begin(runtime)
@@ -190,6 +206,20 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             if self.audit is not None:
                 with anyio.CancelScope(shield=True):
                     await self.audit.aclose()
+
+    def _watch(self) -> None:
+        """Find out who listens: only now, since OpenTelemetry is set up after buses are made at import."""
+        if self._bus_metrics is None and configured.meter_provider() is not None:
+            from aperion._telemetry.meters import OpenTelemetryMetrics
+
+            self._measure(OpenTelemetryMetrics())
+        self._reporter.watch(self._bus_metrics, spans_for(self._tracing, self.redactor))
+        self._count_subscriptions()
+
+    def _measure(self, backend: MetricsBackend) -> None:
+        self._bus_metrics = BusMetrics(backend)
+        if isinstance(self.redactor, Redactor):
+            self.redactor.report_to(self._bus_metrics.redacted)
 
     async def drain(self, timeout: float | None = None) -> DrainReport:
         """Stop accepting, let what is in flight finish, cancel what has not after ``timeout`` seconds.
@@ -269,14 +299,21 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             AuditUnavailable: when the audit log cannot record the event.
         """
         runtime = self._running("emit")
-        made = self._event(event, payload, Details(**details) if details else None)
-        if type(made) is Receipt:
-            return made
-        receipt = runtime.try_accept(made)  # type: ignore[arg-type]  # what is no receipt is an event
-        if receipt is None:
-            receipt = await runtime.accept_when_free(made)  # type: ignore[arg-type]
-        if runtime.held:
-            await runtime.until_synced(receipt)
+        emission = Emission(self._reporter) if self._reporter.watches else None
+        try:
+            made = self._event(event, payload, Details(**details) if details else None, emission)
+            if type(made) is Receipt:
+                receipt = made
+            else:
+                receipt = runtime.try_accept(made) or await runtime.accept_when_free(made)  # type: ignore[arg-type]  # what is no receipt is an event
+                if runtime.held:
+                    await runtime.until_synced(receipt)
+        except BaseException as error:
+            if emission is not None:
+                emission.refused(error)
+            raise
+        if emission is not None:
+            emission.ended()
         return receipt
 
     @overload
@@ -302,8 +339,17 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             ValidationError: and all else that ``emit`` raises.
         """
         runtime = self._running("emit_nowait")
-        made = self._event(event, payload, Details(**details) if details else None)
-        return made if isinstance(made, Receipt) else runtime.accept_now(made)
+        emission = Emission(self._reporter) if self._reporter.watches else None
+        try:
+            made = self._event(event, payload, Details(**details) if details else None, emission)
+            receipt = made if isinstance(made, Receipt) else runtime.accept_now(made)
+        except BaseException as error:
+            if emission is not None:
+                emission.refused(error)
+            raise
+        if emission is not None:
+            emission.ended()
+        return receipt
 
     @overload
     def emit_from_thread(
@@ -344,10 +390,22 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             raise _not_running("emit_from_thread")
         if threading.get_ident() == runtime.thread:
             raise WrongLoopError("emit_from_thread", inside=True)
+        emission = Emission(self._reporter) if self._reporter.watches else None
+        made = (event, payload, Details(**details) if details else None, emission)
+        try:
+            receipt = self._wait_in_thread(runtime, made, timeout)
+        except BaseException as error:
+            if emission is not None:
+                emission.refused(error)
+            raise
+        if emission is not None:
+            emission.ended()
+        return receipt
+
+    def _wait_in_thread(self, runtime: Runtime, made: _Made, timeout: float | None) -> Receipt:
         done: concurrent.futures.Future[Receipt] = concurrent.futures.Future()
         self._from_threads.add(done)
         try:
-            made = (event, payload, Details(**details) if details else None)
             runtime.loop.call_soon_threadsafe(self._emit_for_thread, runtime, made, done, context=copy_context())
             return done.result(timeout)
         except RuntimeError as error:
@@ -364,9 +422,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             self._from_threads.discard(done)
             self._held_for_threads.pop(done, None)
 
-    def _emit_for_thread(
-        self, runtime: Runtime, made: tuple[Any, Any, Details | None], done: concurrent.futures.Future[Receipt]
-    ) -> None:
+    def _emit_for_thread(self, runtime: Runtime, made: _Made, done: concurrent.futures.Future[Receipt]) -> None:
         if done.cancelled():
             return
         try:
@@ -442,14 +498,26 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             ValidationError: and all else that ``emit`` raises.
         """
         runtime = self._running("dispatch")
-        made = self._event(event, payload, Details(**details) if details else None)
-        if isinstance(made, Receipt):
-            return made.outcomes_now()
-        if made.key is not None:
-            _check_key_is_free(made)
-        return (await runtime.run_here(made)).outcomes_now()
+        emission = Emission(self._reporter, timed=False) if self._reporter.spans is not None else None
+        try:
+            made = self._event(event, payload, Details(**details) if details else None, emission)
+            if isinstance(made, Receipt):
+                receipt = made
+            else:
+                if made.key is not None:
+                    _check_key_is_free(made)
+                receipt = await runtime.run_here(made)
+        except BaseException as error:
+            if emission is not None:
+                emission.refused(error)
+            raise
+        if emission is not None:
+            emission.ended()
+        return receipt.outcomes_now()
 
-    def _event(self, subject: object, payload: object, details: Details | None) -> Event[Any] | Receipt:
+    def _event(
+        self, subject: object, payload: object, details: Details | None, emission: Emission | None = None
+    ) -> Event[Any] | Receipt:
         """Make the event and run the processors; a receipt is that of an event which one of them dropped."""
         try:
             event = self._intake.event(subject, payload, details)
@@ -460,6 +528,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             told = self.redactor.redact_text(subject) if isinstance(subject, str) else subject
             self._reporter.rejected(self._intake.rejected(told, payload, details), error)
             raise
+        if emission is not None:
+            event = emission.made(event)
         return self._processed(event) if self._processors else event
 
     def _processed(self, event: Event[Any]) -> Event[Any] | Receipt:
@@ -625,6 +695,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             accepted=counters.accepted,
             settled=counters.settled,
             pending=runtime.pending - runtime.reserved if runtime is not None else 0,
+            queued=runtime.queued() if runtime is not None else 0,
             rejected=counters.rejected,
             dropped=counters.dropped,
             dropped_after=counters.dropped_after,
@@ -643,12 +714,13 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             overflow_policy=self._settings.overflow_policy.value,
             system_events=counters.system_events,
             system_dropped=counters.system_dropped,
+            loop_blocked=counters.loop_blocked,
             audit_enabled=self.audit is not None,
             audit_failures=self._reporter.audit_failures,
             redactions=dict(getattr(self.redactor, "counts", {})),
             redaction_failures=getattr(self.redactor, "failures", 0),
-            metrics_enabled=self.metrics is not None,
-            metrics_errors=self._bus_metrics.errors if self._bus_metrics is not None else 0,
+            metrics_enabled=self._reporter.metrics is not None,
+            metrics_errors=self._reporter.metrics.errors if self._reporter.metrics is not None else 0,
             metrics=self.metrics.snapshot() if isinstance(self.metrics, InMemoryMetrics) else None,
         )
 

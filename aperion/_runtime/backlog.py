@@ -109,6 +109,10 @@ class Backlog:
         self._trim_age()
         return self._age.popleft() if self._age else None
 
+    def depth(self) -> int:
+        """Count what waits: for a worker, or for the event before it that has the same key."""
+        return len(self.ready) + sum(len(line) - 1 for line in self._keys.values())
+
     def unstarted(self) -> list[Receipt]:
         """Return the events that no handler has seen."""
         lines: list[deque[Any]] = [self.ready, *self._keys.values()]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from aperion._runtime.backlog import Rerun
     from aperion._runtime.reporter import Reporter
+    from aperion._telemetry.spans import Spans
     from aperion._threads import Job, WorkerThreads
     from aperion.protocols import Middleware
 
@@ -54,27 +55,29 @@ class _Skipped(Exception):  # noqa: N818 - never leaves this module
 class Execution:
     """How the handlers of one bus are run. It owns no task: workers and ``dispatch`` step its coroutines."""
 
-    __slots__ = ("_middleware", "_reporter", "_runtime", "jobs", "threads")
+    __slots__ = ("_middleware", "_reporter", "_runtime", "_spans", "jobs", "threads")
 
     def __init__(
         self, runtime: Settling, reporter: Reporter, threads: WorkerThreads, middleware: Sequence[Middleware]
     ) -> None:
         self._runtime = runtime
         self._reporter = reporter
+        self._spans = reporter.spans
         self._middleware = tuple(middleware)
         self.threads = threads
         self.jobs: dict[Run, Job] = {}  # the thread that a run now waits for
 
     def runner(self, subscription: Subscription) -> Callable[[Run, Delivery], Awaitable[Any]] | None:
         """Return how a handler is run; None for one that is simply called and awaited."""
-        if subscription.kind is HandlerKind.ASYNC and not self._middleware:
+        if subscription.kind is HandlerKind.ASYNC and not self._middleware and self._spans is None:
             return None
         inner = {
             HandlerKind.ASYNC: self._in_task,
             HandlerKind.THREAD: self._in_thread,
             HandlerKind.PROCESS: self._in_process,
         }[subscription.kind]
-        return functools.partial(self._wrapped, inner) if self._middleware else inner
+        run = functools.partial(self._wrapped, inner) if self._middleware else inner
+        return run if self._spans is None else functools.partial(self._traced, self._spans, run)
 
     async def deliver(self, receipt: Receipt) -> None:
         """Run every handler of an event in order; returns when each has an outcome or waits for a retry."""
@@ -246,15 +249,20 @@ class Execution:
         attempt = outcome.attempts[-1]
         if self._reporter.observes:
             self._reporter.ended(receipt.event, subscription, attempt)
+        span = self._spans.failed(run, attempt) if self._spans is not None else None
         job = self.jobs.pop(run, None)
         letter = getattr(run, "letter", None)
         if letter is not None:
             self._reporter.redrive_failed(letter, outcome, reason_of(outcome))
-            return
-        if self._worth_retrying(subscription, attempt) and self._runtime.retry(receipt, index, subscription, job):
+        elif self._worth_retrying(subscription, attempt) and self._runtime.retry(receipt, index, subscription, job):
             self._reporter.retried(receipt.event, subscription, attempt)
+            if self._spans is not None:
+                self._spans.retried(span, attempt.number + 1)
             return
-        self._final(receipt, subscription, outcome)
+        else:
+            self._final(receipt, subscription, outcome)
+        if self._spans is not None:
+            self._spans.dead(span, reason_of(outcome))
 
     def _final(self, receipt: Receipt, subscription: Subscription, outcome: Outcome) -> None:
         receipt.failures += 1
@@ -275,6 +283,26 @@ class Execution:
     def _attempts(self, receipt: Receipt, index: int) -> tuple[Attempt, ...]:
         earlier = receipt.results[index]
         return earlier.attempts if isinstance(earlier, Outcome) else ()
+
+    async def _traced(
+        self, spans: Spans, inner: Callable[[Run, Delivery], Awaitable[Any]], run: Run, delivery: Delivery
+    ) -> Any:
+        """Run a handler inside a span. That of one which fails is ended where it is known what follows."""
+        token = spans.begun(run, delivery)
+        try:
+            returned = await inner(run, delivery)
+        except GeneratorExit:  # closed from outside, in another context, where the token is worth nothing
+            spans.ended(run, "closed")
+            raise
+        except BaseException as error:
+            spans.left(token)
+            if isinstance(error, _Skipped | KeyboardInterrupt):
+                spans.ended(run, OutcomeState.SKIPPED.value)
+            raise
+        spans.left(token)
+        if not run.expired:
+            spans.ended(run, OutcomeState.OK.value)
+        return returned
 
     async def _wrapped(self, inner: Callable[[Run, Delivery], Awaitable[Any]], run: Run, delivery: Delivery) -> Any:
         return await compose(self._middleware, functools.partial(inner, run))(delivery)

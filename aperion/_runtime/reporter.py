@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 from aperion._logs import logger as _log
@@ -10,15 +11,17 @@ from aperion.audit import AuditLog, Sync
 from aperion.deadletters import letter_from
 from aperion.delivery import Attempt, DeadLetter, FailureReason, Outcome, OutcomeState
 from aperion.errors import AuditUnavailable, NotDeliveredError, SerializationError, ThreadsExhaustedError
+from aperion.instruments import AUDIT_LAG
 from aperion.naming import RESERVED_DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from aperion._telemetry.spans import Spans
     from aperion.deadletters import DeadLetterQueue
     from aperion.delivery import Receipt, Subscription
     from aperion.events import Event
-    from aperion.metrics import BusMetrics
+    from aperion.instruments import BusMetrics, Instrument
     from aperion.protocols import AuditSink
     from aperion.redaction import Redactor
 
@@ -26,10 +29,11 @@ if TYPE_CHECKING:
 class Reporter:
     """The edges of one bus. Only ``accepted`` raises: what has happened cannot be refused any more."""
 
-    # Mutable: the counters, and ``system``, which the runtime sets: how a system event is emitted.
+    # Mutable: the counters, ``system``, which the runtime sets: how a system event is emitted, and what
+    # ``watch`` sets.
     __slots__ = (
-        *("audit", "audit_failures", "dead_letters", "metrics", "observes", "redactor", "system"),
-        *("tells_of_starts", "when_synced"),
+        *("audit", "audit_failures", "dead_letters", "logs_ends", "metrics", "observes", "redactor", "spans"),
+        *("system", "tells_of_starts", "watches", "when_synced"),
     )
 
     def __init__(
@@ -44,10 +48,18 @@ class Reporter:
         self.dead_letters = dead_letters
         self.redactor = redactor
         self.audit_failures = 0
-        self.observes = audit is not None or metrics is not None
+        self.watch(metrics, None)
         self.tells_of_starts = isinstance(audit, AuditLog) and audit.wants("handler_started")
         self.when_synced = audit.when_synced if isinstance(audit, AuditLog) and audit.sync is Sync.DISK else None
         self.system: Callable[[str, Mapping[str, Any], Event[Any] | None], None] = _nobody
+
+    def watch(self, metrics: BusMetrics | None, spans: Spans | None) -> None:
+        """Tell these from now on; called when a bus starts, since only then is it known who listens."""
+        self.metrics = metrics
+        self.spans = spans
+        self.logs_ends = logging.getLogger("aperion").isEnabledFor(logging.DEBUG)
+        self.observes = self.audit is not None or metrics is not None or self.logs_ends
+        self.watches = metrics is not None or spans is not None
 
     def accepted(self, event: Event[Any], pending: int) -> None:
         """Record an event before it is dispatched.
@@ -66,6 +78,20 @@ class Reporter:
         if self.metrics is not None:
             self.metrics.pending(count)
 
+    def load(self, late: float, gauges: dict[Instrument, float]) -> None:
+        """Tell how late the loop is, and how much there is to do."""
+        if self.metrics is None:
+            return
+        if isinstance(self.audit, AuditLog):
+            gauges[AUDIT_LAG] = self.audit.stats().buffered_bytes
+        self.metrics.late(late)
+        self.metrics.load(gauges)
+
+    def blocked(self, subscription: str) -> None:
+        """Tell of a handler that holds up the loop; called in another thread."""
+        if self.metrics is not None:
+            self.metrics.blocked(subscription)
+
     def begun(self, event: Event[Any], waited: float) -> None:
         """Tell how many seconds an event waited for its handlers."""
         if self.metrics is not None:
@@ -81,12 +107,17 @@ class Reporter:
             self._record_end(self.audit, event, Outcome(subscription.name, attempt.state, (attempt,)))
         if self.metrics is not None:
             self.metrics.handled(event.event_type, subscription.name, attempt.state, attempt.duration)
+        if self.logs_ends and attempt.error is None:
+            _log.debug("event handled", **self._identity(event, subscription.name, attempt))
 
     def retried(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
         """Tell of a failure that will be attempted again."""
         if self.metrics is not None:
             self.metrics.retried(event.event_type, subscription.name)
-        _log.info("delivery will be retried", **self._identity(event, subscription.name, attempt))
+        error_type = type(attempt.error).__name__
+        _log.info(
+            "delivery will be retried", **self._identity(event, subscription.name, attempt), error_type=error_type
+        )
 
     def failed(self, receipt: Receipt, subscription: Subscription, outcome: Outcome, reason: FailureReason) -> None:
         """Tell of a delivery that failed for good: dead letter, log, system event."""
@@ -95,7 +126,8 @@ class Reporter:
             return
         text, _ = self.redactor.redact_exception(error)
         self.dead(event, subscription.name, reason, error, attempt.number)
-        _log.error("delivery failed", **self._identity(event, subscription.name, attempt), error=text)
+        failure = {"error_type": type(error).__name__, "error": text}
+        _log.error("delivery failed", **self._identity(event, subscription.name, attempt), **failure)
         if event.event_type.partition(".")[0] != RESERVED_DOMAIN:
             details = {
                 "original_event_id": event.event_id,
@@ -151,8 +183,10 @@ class Reporter:
             self.metrics.dead_lettered(event.event_type, subscription or "", reason)
 
     def dropped(self, event: Event[Any], policy: str) -> None:
-        """Tell of an event that a full bus, or a processor, dropped."""
+        """Tell of an event that a full bus, a processor or an outbox dropped."""
         self.noted("dropped", event, {"policy": policy})
+        if self.spans is not None:
+            self.spans.dropped(event, policy)
         if self.metrics is not None:
             self.metrics.dropped(event.event_type, policy)
         _log.warning("event dropped", event_id=event.event_id, event_type=event.event_type, policy=policy)
@@ -188,6 +222,8 @@ class Reporter:
 
     def _audit_failed(self, error: AuditUnavailable) -> None:
         self.audit_failures += 1
+        if self.metrics is not None:
+            self.metrics.audit_failed()
         if self.audit_failures == 1:  # the counter tells the rest; a log line for each would drown the cause
             _log.error("audit log unavailable, outcomes are not recorded", reason=error.reason)
 
@@ -199,7 +235,6 @@ class Reporter:
             "subscription": subscription,
             "attempt": attempt.number,
             "duration": round(attempt.duration, 6),
-            "error_type": type(attempt.error).__name__,
         }
 
 

@@ -21,10 +21,12 @@ from aperion._runtime.backlog import Backlog, Rerun
 from aperion._runtime.deadlines import Deadlines
 from aperion._runtime.driver import Suspended
 from aperion._runtime.execution import Execution
+from aperion._runtime.pulse import Pulse, Watchdog, limit_of
 from aperion._threads import WorkerThreads
 from aperion.delivery import Outcome, Receipt, Run
 from aperion.errors import BackpressureError, BusNotRunningError, RedriveError
 from aperion.events import Event, make_event, set_cascade
+from aperion.instruments import ABANDONED, BUSY, IN_FLIGHT, QUEUED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from aperion.delivery import Subscription
     from aperion.protocols import Middleware
 
+_BEAT = 0.25  # seconds between two looks at how much there is to do
 _EVENTS_BEFORE_YIELD = 64  # handlers that never wait must not keep the loop from everything else
 
 
@@ -69,6 +72,7 @@ class Settings:
     max_concurrent_handlers: int
     max_pending_events: int
     overflow_policy: OverflowPolicy
+    watchdog: float | bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -631,10 +635,10 @@ class Runtime:
             return
         correlation_id, causation_id = (cause.correlation_id, cause.event_id) if cause else (None, None)
         hops = cause.hops + 1 if cause else 0
+        spans = self.reporter.spans
+        headers = spans.followed(cause) if spans is not None and cause is not None else FrozenDict()
         content = FrozenDict(payload)
-        event = make_event(
-            event_type, content, "event_bus", correlation_id, causation_id, hops, None, FrozenDict(), False
-        )
+        event = make_event(event_type, content, "event_bus", correlation_id, causation_id, hops, None, headers, False)
         if cause is not None:
             set_cascade(event, cause._cascade)
         self.counters.system_events += 1
@@ -661,7 +665,8 @@ class Runtime:
             await outer.start(self._host)
             self.state = BusState.RUNNING
             try:
-                yield
+                with self._watched():
+                    yield
             except Exception as error:  # noqa: BLE001 - raised below, as it is and not in a group
                 failure = error
             finally:
@@ -669,6 +674,37 @@ class Runtime:
                 self._close()
         if failure is not None:
             raise failure
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Beat, where somebody listens, as long as the bus runs."""
+        limit = limit_of(self.settings.watchdog, self.loop)
+        if limit is None and self.reporter.metrics is None:
+            yield
+            return
+        pulse = Pulse(self.loop, _BEAT if limit is None else min(_BEAT, limit / 4), self._tell_load)
+        watchdog = Watchdog(limit, pulse, self.reporter.redactor, self._tell_blocked) if limit is not None else None
+        try:
+            yield
+        finally:
+            pulse.stop()
+            if watchdog is not None:
+                watchdog.stop()
+
+    def queued(self) -> int:
+        """Count the events that wait for their turn."""
+        return self._backlog.depth()
+
+    def _tell_load(self, late: float) -> None:
+        queued = self.queued()
+        in_flight = max(0, self.pending - self.reserved - queued)
+        self.reporter.load(
+            late, {QUEUED: queued, IN_FLIGHT: in_flight, BUSY: self.threads.busy, ABANDONED: self.threads.abandoned}
+        )
+
+    def _tell_blocked(self, subscription: str) -> None:
+        self.counters.loop_blocked += 1
+        self.reporter.blocked(subscription)
 
     async def _host(self, *, task_status: TaskStatus[None]) -> None:
         # Shielded: when the task around the bus is cancelled, workers go on until the drain is over.

@@ -23,6 +23,7 @@ class Counters:
     system_events: int = 0
     system_dropped: int = 0
     tap_errors: int = 0
+    loop_blocked: int = 0  # by the watchdog's thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class BusStats:
         accepted: events that emit and dispatch said yes to.
         settled: accepted events whose every delivery has an outcome.
         pending: accepted events that are in flight.
+        queued: those of them that wait for a worker, or for the event before them with the same key.
         rejected: events that were refused as invalid.
         dropped: events that a full bus or a processor dropped.
         dropped_after: those of them that had been accepted (``DROP_OLDEST``).
@@ -54,6 +56,7 @@ class BusStats:
         overflow_policy: what happens there.
         system_events: events of the bus itself.
         system_dropped: those that were dropped because too many were in flight.
+        loop_blocked: how often the watchdog found the event loop held up.
         audit_enabled: whether there is an audit log.
         audit_failures: outcomes that it could not record.
         redactions: how many values the redactor of the bus has hidden, by type.
@@ -67,6 +70,7 @@ class BusStats:
     accepted: int
     settled: int
     pending: int
+    queued: int
     rejected: int
     dropped: int
     dropped_after: int
@@ -85,6 +89,7 @@ class BusStats:
     overflow_policy: str
     system_events: int
     system_dropped: int
+    loop_blocked: int
     audit_enabled: bool
     audit_failures: int
     redactions: dict[str, int]

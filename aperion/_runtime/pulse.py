@@ -1,0 +1,173 @@
+"""What beats on the loop of a running bus, and what listens to that from another thread: loop lag, gauges, watchdog."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import traceback
+from itertools import dropwhile
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from aperion._logs import logger as _log
+from aperion._runtime.execution import Execution
+from aperion.errors import ConfigurationError, shown
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+    from aperion.redaction import Redactor
+
+DEFAULT_LIMIT = 0.2
+"""Seconds that a handler may hold up the loop in development."""
+
+_SECONDS_BETWEEN_LOG_LINES = 60.0
+_NAMES_REMEMBERED = 1024
+_VARIABLE = "APERION_WATCHDOG"
+_RUNS_HANDLERS = frozenset({Execution.deliver.__code__, Execution.redeliver.__code__})
+_LOOPS = ("asyncio", "selectors", "uvloop", "anyio", "concurrent", "threading")
+
+
+def check_watchdog(watchdog: object) -> float | bool | None:
+    """Return what was passed as ``watchdog`` to a bus.
+
+    Raises:
+        ConfigurationError: for something else than seconds above 0, True, False or None.
+    """
+    if watchdog is None or isinstance(watchdog, bool):
+        return watchdog
+    if isinstance(watchdog, int | float) and 0 < watchdog < math.inf:
+        return float(watchdog)
+    raise ConfigurationError(f"watchdog={shown(watchdog)} makes no sense; pass seconds above 0, True, False or None")
+
+
+def limit_of(watchdog: float | bool | None, loop: asyncio.AbstractEventLoop) -> float | None:  # noqa: FBT001
+    """Return after how many seconds a bus that starts on this loop is to be told; None for never."""
+    if watchdog is None and _VARIABLE in os.environ:
+        return _from_environment(os.environ[_VARIABLE])
+    if watchdog is None:
+        watchdog = loop.get_debug()
+    if isinstance(watchdog, bool):
+        return DEFAULT_LIMIT if watchdog else None
+    return watchdog
+
+
+def _from_environment(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise ConfigurationError(
+            f"{_VARIABLE}={shown(text)} makes no sense; set it to seconds, or to 0 for no watchdog"
+        )
+    return seconds or None
+
+
+class Pulse:
+    """A timer on the loop; how late it comes tells how late the loop is."""
+
+    # Mutable: all but the interval, on the loop's thread; ``last`` is read by others.
+    __slots__ = ("_due", "_loop", "_tell", "_timer", "interval", "last")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, interval: float, tell: Callable[[float], None]) -> None:
+        self._loop = loop
+        self._tell = tell
+        self.interval = interval
+        self.last = monotonic()
+        self._wait()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._due = self.last + self.interval
+        self._timer = self._loop.call_later(self.interval, self._beat)
+
+    def _beat(self) -> None:
+        self.last = monotonic()
+        try:
+            self._tell(max(0.0, self.last - self._due))
+        finally:
+            self._wait()
+
+
+class Watchdog:
+    """A thread that notices when the pulse stays away, and finds out whose doing that is."""
+
+    # Mutable: the last beat that was told of, how often a handler held up the loop, and when the next
+    # line about one may be written; by its own thread.
+    __slots__ = ("_limit", "_loop_thread", "_next_line", "_pulse", "_redactor", "_stopped", "_tell", "_thread", "_told")
+
+    def __init__(self, limit: float, pulse: Pulse, redactor: Redactor, tell: Callable[[str], None]) -> None:
+        self._limit = limit
+        self._pulse = pulse
+        self._redactor = redactor
+        self._tell = tell
+        self._loop_thread = threading.get_ident()
+        self._next_line: dict[str, float] = {}
+        self._told = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="aperion watchdog", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; waits for it, which takes no longer than writing a line."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._limit / 4):
+            last = self._pulse.last
+            held = monotonic() - last - self._pulse.interval
+            if held >= self._limit and last != self._told:
+                self._told = last
+                self._look(held)
+
+    def _look(self, held: float) -> None:
+        frame = sys._current_frames().get(self._loop_thread)
+        if frame is None or _is_of_a_loop(frame):  # the whole process stood still, or the loop goes on again
+            return
+        name, frames = _blamed(frame)
+        self._tell(name)
+        now = monotonic()
+        if now >= self._next_line.get(name, 0.0) and len(self._next_line) < _NAMES_REMEMBERED:
+            self._next_line[name] = now + _SECONDS_BETWEEN_LOG_LINES
+            lines = traceback.StackSummary.extract((f, f.f_lineno) for f in frames).format()
+            _log.warning(
+                "a handler holds up the event loop" if name else "the event loop is held up",
+                subscription=name or None,
+                seconds=round(held, 3),
+                stack=self._redactor.redact_text("".join(lines).rstrip()),
+            )
+
+
+def _blamed(frame: FrameType) -> tuple[str, list[FrameType]]:
+    """Return the subscription whose handler is on a stack, and the frames of it, outermost first."""
+    frames: list[FrameType] = []
+    for each in _outwards(frame):
+        if each.f_code in _RUNS_HANDLERS:
+            subscription = each.f_locals.get("subscription")
+            return getattr(subscription, "name", ""), list(dropwhile(_is_ours, frames[::-1]))
+        frames.append(each)
+    return "", [each for each in frames[::-1] if not _is_of_a_loop(each)]
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("aperion.")
+
+
+def _is_of_a_loop(frame: FrameType) -> bool:
+    module = str(frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in _LOOPS

@@ -1,0 +1,1 @@
+"""What a bus tells OpenTelemetry; loaded by a bus only when an SDK is configured."""
