@@ -59,6 +59,7 @@ from aperion.errors import (
 from aperion.events import Event, Payload
 from aperion.metrics import CallbackMetrics, InMemoryMetrics, NoopMetrics
 from aperion.naming import EVENT_TYPE_PATTERN, Naming, extract_action, extract_domain, is_valid_event_type
+from aperion.outbox import Outbox
 from aperion.protocols import AuditSink, CallNext, DeadLetterStore, MetricsBackend, Middleware, Processor
 from aperion.redaction import Public, Redactor, Sensitive
 from aperion.router import Router
@@ -103,6 +104,7 @@ __all__ = [
     "Naming",
     "NoopMetrics",
     "NotDeliveredError",
+    "Outbox",
     "Outcome",
     "OutcomeState",
     "Outcomes",

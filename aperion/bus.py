@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import math
 import threading
 import weakref
-from contextlib import asynccontextmanager, suppress
-from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypedDict, overload
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import anyio
 
 from aperion._runtime import BusState, DrainReport, OverflowPolicy, Runtime, Settings
+from aperion._runtime.bridge import Bridge, not_running
 from aperion._runtime.emission import Emission
 from aperion._runtime.intake import Details, Intake
 from aperion._runtime.pulse import check_watchdog
@@ -39,14 +38,15 @@ from aperion.errors import (
 from aperion.events import Event
 from aperion.metrics import BusMetrics, InMemoryMetrics
 from aperion.middleware import compose
+from aperion.outbox import Outbox
 from aperion.redaction import Redactor
 from aperion.router import Router, Wanted
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from typing import Unpack
 
+    from aperion._runtime.intake import EventDetails
     from aperion._telemetry.spans import Tracing
     from aperion._threads import WorkerThreads
     from aperion.delivery import Delivery, Filter, Subscription
@@ -55,28 +55,7 @@ if TYPE_CHECKING:
     from aperion.protocols import AuditSink, MetricsBackend, Middleware, Processor
     from aperion.router import M
 
-_Made: TypeAlias = "tuple[Any, Any, Details | None, Emission | None]"
-
 __all__ = ["BusState", "BusStats", "DrainReport", "EventBus", "OverflowPolicy"]
-
-
-class EventDetails(TypedDict, total=False):
-    """What an emitter may say of an event beside its type and payload, all by keyword.
-
-    ``key``: events with the same key are handled one after another, in the order accepted.
-    ``source``: who says so.
-    ``correlation_id``: ties together all that one request caused; that of the context by default.
-    ``headers``: text by text, for what travels along.
-    ``event_id``: the id; a new one by default. For events that come from elsewhere.
-    ``timestamp``: seconds since the epoch; now by default.
-    """
-
-    key: str | None
-    source: str | None
-    correlation_id: str | None
-    headers: Mapping[str, str] | None
-    event_id: str | None
-    timestamp: float | None
 
 
 class EventBus(Router, anyio.AsyncContextManagerMixin):
@@ -177,8 +156,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         self._threads: WorkerThreads | None = None  # those of the last run too: stuck ones outlive it
         self._redriver = Redriver(self.dead_letters, self._reporter, self._counters, self._subscriptions)
         self._streams: weakref.WeakSet[EventStream[Any]] = weakref.WeakSet()
-        self._from_threads: set[concurrent.futures.Future[Receipt]] = set()
-        self._held_for_threads: dict[concurrent.futures.Future[Receipt], asyncio.Future[None]] = {}
+        self._bridge = Bridge()
 
     # Life
 
@@ -260,9 +238,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         self._runtime = None
         for stream in tuple(self._streams):
             stream.close()
-        for waiting in tuple(self._from_threads):
-            waiting.set_exception(BusNotRunningError("the bus stopped before there was room for the event"))
-        self._from_threads.clear()
+        self._bridge.close()
 
     # Emitting
 
@@ -387,13 +363,13 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         """
         runtime = self._runtime
         if runtime is None:
-            raise _not_running("emit_from_thread")
+            raise not_running("emit_from_thread")
         if threading.get_ident() == runtime.thread:
             raise WrongLoopError("emit_from_thread", inside=True)
         emission = Emission(self._reporter) if self._reporter.watches else None
-        made = (event, payload, Details(**details) if details else None, emission)
+        said = Details(**details) if details else None
         try:
-            receipt = self._wait_in_thread(runtime, made, timeout)
+            receipt = self._bridge.emit(runtime, lambda: self._event(event, payload, said, emission), timeout)
         except BaseException as error:
             if emission is not None:
                 emission.refused(error)
@@ -401,78 +377,6 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         if emission is not None:
             emission.ended()
         return receipt
-
-    def _wait_in_thread(self, runtime: Runtime, made: _Made, timeout: float | None) -> Receipt:
-        done: concurrent.futures.Future[Receipt] = concurrent.futures.Future()
-        self._from_threads.add(done)
-        try:
-            runtime.loop.call_soon_threadsafe(self._emit_for_thread, runtime, made, done, context=copy_context())
-            return done.result(timeout)
-        except RuntimeError as error:
-            if isinstance(error, BusNotRunningError) or not runtime.loop.is_closed():
-                raise
-            raise _not_running("emit_from_thread") from None
-        except concurrent.futures.TimeoutError:
-            if not done.cancel():  # accepted at the last moment, or held until the disk has its record
-                with suppress(RuntimeError):  # the loop is closed, and has answered
-                    runtime.loop.call_soon_threadsafe(self._give_up_held, done)
-                return done.result()
-            raise TimeoutError(f"there was no room for the event within {timeout:g} s; it was not accepted") from None
-        finally:
-            self._from_threads.discard(done)
-            self._held_for_threads.pop(done, None)
-
-    def _emit_for_thread(self, runtime: Runtime, made: _Made, done: concurrent.futures.Future[Receipt]) -> None:
-        if done.cancelled():
-            return
-        try:
-            event = self._event(*made)
-            receipt = event if isinstance(event, Receipt) else runtime.try_accept(event)
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that emits
-            _answer(done, error=error)
-            return
-        if receipt is not None:
-            self._answer_when_synced(runtime, receipt, done)
-            return
-        place = runtime.wait_for_place()
-        place.add_done_callback(lambda _: self._accept_for_thread(runtime, event, place, done))  # type: ignore[arg-type]  # an event, or there was a receipt
-        done.add_done_callback(
-            lambda _: done.cancelled() and runtime.loop.call_soon_threadsafe(runtime.leave_line, place)
-        )
-
-    def _answer_when_synced(self, runtime: Runtime, receipt: Receipt, done: concurrent.futures.Future[Receipt]) -> None:
-        synced = runtime.held.get(receipt)
-        if synced is None:
-            _answer(done, receipt)
-        elif not done.running() and not done.set_running_or_notify_cancel():
-            synced.cancel()  # the thread has given up
-        else:
-            self._held_for_threads[done] = synced
-            synced.add_done_callback(lambda _: _answer_synced(synced, receipt, done))
-
-    def _give_up_held(self, done: concurrent.futures.Future[Receipt]) -> None:
-        synced = self._held_for_threads.get(done)
-        if synced is not None:
-            synced.cancel()
-
-    def _accept_for_thread(
-        self,
-        runtime: Runtime,
-        event: Event[Any],
-        place: asyncio.Future[None],
-        done: concurrent.futures.Future[Receipt],
-    ) -> None:
-        if place.cancelled():
-            return
-        error = place.exception()
-        if error is None and not done.set_running_or_notify_cancel():
-            return  # the thread has given up; its callback gives the place back
-        try:
-            if error is not None:
-                raise error  # noqa: TRY301 - one place answers the thread
-            self._answer_when_synced(runtime, runtime.accept_reserved(event), done)
-        except BaseException as failure:  # noqa: BLE001 - raised in the thread that emits
-            _answer(done, error=failure)
 
     @overload
     async def dispatch(self, event: Payload, /, **details: Unpack[EventDetails]) -> Outcomes: ...
@@ -547,10 +451,58 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
     def _running(self, method: str) -> Runtime:
         runtime = self._runtime
         if runtime is None:
-            raise _not_running(method)
+            raise not_running(method)
         if threading.get_ident() != runtime.thread or not runtime.loop.is_running():
             raise WrongLoopError(method)
         return runtime
+
+    @asynccontextmanager
+    async def outbox(self) -> AsyncIterator[Outbox]:
+        """Collect events that are accepted when the block ends well, and discarded when it raises.
+
+        For what is only true once something else has gone well, such as a request, or a commit::
+
+            async with bus.outbox() as outbox, database.begin():
+                outbox.emit(OrderPlaced(number=7))
+
+        Events are checked when they are collected. At the end the bus accepts them in order, which waits
+        as ``emit`` does; what is discarded is counted, logged, and recorded as ``dropped``. They are held in
+        memory: what kills the process in between takes them along.
+
+        Raises:
+            BusNotRunningError: when the bus does not run.
+            AuditUnavailable: at the end, and what else ``emit`` raises; see ``Outbox.flush``.
+        """
+        outbox = Outbox(self, self._running("outbox").loop)
+        try:
+            yield outbox
+            await outbox.flush()
+        finally:
+            outbox.close()
+
+    def _make(
+        self, event: Any, payload: Any, details: Mapping[str, Any]
+    ) -> tuple[Event[Any] | Receipt, Emission | None]:
+        """Make an event for an outbox."""
+        emission = Emission(self._reporter) if self._reporter.watches else None
+        try:
+            return self._event(event, payload, Details(**details) if details else None, emission), emission
+        except BaseException as error:
+            if emission is not None:
+                emission.refused(error)
+            raise
+
+    async def _accept(self, event: Event[Any]) -> Receipt:
+        """Accept an event of an outbox."""
+        runtime = self._running("outbox")
+        receipt = runtime.try_accept(event) or await runtime.accept_when_free(event)
+        await runtime.until_synced(receipt)
+        return receipt
+
+    def _discard(self, event: Event[Any], policy: str) -> None:
+        """Drop an event of an outbox."""
+        self._counters.dropped += 1
+        self._reporter.dropped(event, policy)
 
     # Listening
 
@@ -756,28 +708,6 @@ def _callables(name: str, given: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(given)
 
 
-def _answer_synced(synced: asyncio.Future[None], receipt: Receipt, done: concurrent.futures.Future[Receipt]) -> None:
-    if synced.cancelled():
-        _answer(done, error=TimeoutError("the disk did not have the record of the event in time; it was dropped"))
-    elif synced.exception() is not None:
-        _answer(done, error=synced.exception())
-    else:
-        _answer(done, receipt)
-
-
-def _answer(
-    done: concurrent.futures.Future[Receipt], receipt: Receipt | None = None, error: BaseException | None = None
-) -> None:
-    """Tell a waiting thread, unless it has stopped waiting."""
-    try:
-        if error is not None:
-            done.set_exception(error)
-        elif receipt is not None:
-            done.set_result(receipt)
-    except concurrent.futures.InvalidStateError:
-        pass
-
-
 def _check_key_is_free(event: Event[Any]) -> None:
     parent = current_event()
     if parent is not None and parent.key == event.key:
@@ -786,9 +716,3 @@ def _check_key_is_free(event: Event[Any]) -> None:
 
 async def _nothing(_delivery: Delivery) -> None:
     """End a chain that is made for being checked only."""
-
-
-def _not_running(method: str) -> BusNotRunningError:
-    return BusNotRunningError(
-        f"{method}() needs a running bus; use it inside 'async with bus:' or aperion.run(bus, main)"
-    )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import orjson
 
@@ -72,6 +72,25 @@ class Details(NamedTuple):
     headers: Mapping[str, str] | None = None
     event_id: str | None = None
     timestamp: float | None = None
+
+
+class EventDetails(TypedDict, total=False):
+    """What an emitter may say of an event beside its type and payload, all by keyword.
+
+    ``key``: events with the same key are handled one after another, in the order accepted.
+    ``source``: who says so.
+    ``correlation_id``: ties together all that one request caused; that of the context by default.
+    ``headers``: text by text, for what travels along.
+    ``event_id``: the id; a new one by default. For events that come from elsewhere.
+    ``timestamp``: seconds since the epoch; now by default.
+    """
+
+    key: str | None
+    source: str | None
+    correlation_id: str | None
+    headers: Mapping[str, str] | None
+    event_id: str | None
+    timestamp: float | None
 
 
 class Intake:

@@ -1,0 +1,136 @@
+"""Events that are held back until a block has ended well."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+from aperion.delivery import Receipt
+from aperion.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Mapping
+    from typing import Unpack
+
+    from aperion._runtime.emission import Emission
+    from aperion._runtime.intake import EventDetails
+    from aperion.events import Event, Payload
+
+
+class Host(Protocol):
+    """What an outbox needs of its bus."""
+
+    def _make(
+        self, event: Any, payload: Any, details: Mapping[str, Any]
+    ) -> tuple[Event[Any] | Receipt, Emission | None]:
+        """Make an event, and begin to watch it."""
+
+    async def _accept(self, event: Event[Any]) -> Receipt:
+        """Accept an event that was made before."""
+
+    def _discard(self, event: Event[Any], policy: str) -> None:
+        """Drop an event that was made before, visibly."""
+
+
+class Outbox:
+    """Collects events inside ``async with bus.outbox() as outbox:``; see ``EventBus.outbox``."""
+
+    # Mutable: what is held, and whether the block has ended; on the thread of the loop.
+    __slots__ = ("_closed", "_held", "_host", "_loop", "_thread")
+
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
+        self._host = host
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._held: list[tuple[Event[Any], Emission | None]] = []
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Count the events that are held."""
+        return len(self._held)
+
+    @property
+    def events(self) -> tuple[Event[Any], ...]:
+        """The events that are held, in order."""
+        return tuple(event for event, _ in self._held)
+
+    @overload
+    def emit(self, event: Payload, /, **details: Unpack[EventDetails]) -> Event[Any]: ...
+    @overload
+    def emit(
+        self, event: str, payload: Mapping[str, Any] | Payload, /, **details: Unpack[EventDetails]
+    ) -> Event[Any]: ...
+    def emit(
+        self,
+        event: str | Payload,
+        payload: Mapping[str, Any] | Payload | None = None,
+        /,
+        **details: Unpack[EventDetails],
+    ) -> Event[Any]:
+        """Make an event now, and hold it; takes what ``EventBus.emit`` takes, and may be called from any thread.
+
+        It is checked here, and gets its id, its time, its correlation id and its cause. No handler sees it
+        before the block ends.
+
+        Raises:
+            ValidationError: for an event that the bus does not accept.
+            ConfigurationError: when the block has ended.
+        """
+        if threading.get_ident() == self._thread:
+            return self._hold(event, payload, details)
+        done: concurrent.futures.Future[Event[Any]] = concurrent.futures.Future()
+
+        def hold() -> None:
+            try:
+                done.set_result(self._hold(event, payload, details))
+            except BaseException as error:  # noqa: BLE001 - raised in the thread that emits
+                done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(hold, context=copy_context())
+        return done.result()
+
+    def discard(self) -> None:
+        """Drop what is held, visibly, without ending the block: a counter, a log line and an audit record each."""
+        held, self._held = self._held, []
+        for event, emission in held:
+            self._host._discard(event, "outbox")
+            if emission is not None:
+                emission.ended()
+
+    async def flush(self) -> None:
+        """Have the bus accept what is held, in order; waits as ``emit`` does. Leaving the block does it.
+
+        Raises:
+            BackpressureError: and what else ``emit`` raises once an event is made. Those before that event
+                are accepted, and those after it discarded.
+        """
+        while self._held:
+            event, emission = self._held.pop(0)
+            try:
+                await self._host._accept(event)
+            except BaseException as error:
+                if emission is not None:
+                    emission.refused(error)
+                self.discard()
+                raise
+            if emission is not None:
+                emission.ended()
+
+    def close(self) -> None:
+        """Drop what is held, and take no more."""
+        self._closed = True
+        self.discard()
+
+    def _hold(self, event: Any, payload: Any, details: Mapping[str, Any]) -> Event[Any]:
+        if self._closed:
+            raise ConfigurationError("the block of this outbox has ended; emit to the bus itself, or open another")
+        made, emission = self._host._make(event, payload, details)
+        if isinstance(made, Receipt):  # a processor has dropped it, visibly
+            if emission is not None:
+                emission.ended()
+            return made.event
+        self._held.append((made, emission))
+        return made
