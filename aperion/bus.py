@@ -79,7 +79,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         tracing: whether there are OpenTelemetry spans, and how they hang together; if None, with the
             defaults of ``Tracing`` where a tracer provider is configured when the bus starts.
         watchdog: seconds for which a handler may hold up the event loop before a log line names it; True
-            for 0.2, False for never. If None, 0.2 where asyncio is in debug mode (``python -X dev``).
+            for 0.2, False for never. If None, the variable ``APERION_WATCHDOG`` of the environment decides,
+            or else it is 0.2 where asyncio is in debug mode (``python -X dev``); ``aperion run --reload`` sets it.
         processors: called in order before an event is admitted; each may replace or drop it.
         middleware: wrapped around every handler, the first outermost.
         max_hops: generations of events that one may cause.

@@ -71,7 +71,8 @@ class Redact:
 def bind_correlation(logger: Any, method_name: str, event_dict: EventDict) -> EventDict:  # noqa: ARG001 - structlog's
     """Add ``correlation_id``, and ``event_id`` and ``event_type`` of the event being handled, to a line.
 
-    What the line has already stays, and outside of events and ``CorrelationContext`` nothing is added.
+    Inside a span of OpenTelemetry, ``trace_id`` and ``span_id`` too, as hex digits. What the line has
+    already stays, and outside of events, spans and ``CorrelationContext`` nothing is added.
     """
     correlation_id = get_correlation_id()
     if correlation_id is not None:
@@ -80,6 +81,11 @@ def bind_correlation(logger: Any, method_name: str, event_dict: EventDict) -> Ev
     if event is not None:
         event_dict.setdefault("event_id", event.event_id)
         event_dict.setdefault("event_type", event.event_type)
+    trace = sys.modules.get("opentelemetry.trace")  # without which there is no span
+    span = trace.get_current_span().get_span_context() if trace is not None else None
+    if span is not None and span.is_valid:
+        event_dict.setdefault("trace_id", f"{span.trace_id:032x}")
+        event_dict.setdefault("span_id", f"{span.span_id:016x}")
     return event_dict
 
 

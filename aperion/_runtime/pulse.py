@@ -27,9 +27,10 @@ DEFAULT_LIMIT = 0.2
 
 _SECONDS_BETWEEN_LOG_LINES = 60.0
 _NAMES_REMEMBERED = 1024
-_VARIABLE = "APERION_WATCHDOG"
+WATCHDOG = "APERION_WATCHDOG"
+"""The variable of the environment that decides where a bus does not: seconds, or 0 for never."""
 _RUNS_HANDLERS = frozenset({Execution.deliver.__code__, Execution.redeliver.__code__})
-_LOOPS = ("asyncio", "selectors", "uvloop", "anyio", "concurrent", "threading")
+_LOOPS = ("asyncio", "selectors", "uvloop", "anyio")
 
 
 def check_watchdog(watchdog: object) -> float | bool | None:
@@ -47,8 +48,8 @@ def check_watchdog(watchdog: object) -> float | bool | None:
 
 def limit_of(watchdog: float | bool | None, loop: asyncio.AbstractEventLoop) -> float | None:  # noqa: FBT001
     """Return after how many seconds a bus that starts on this loop is to be told; None for never."""
-    if watchdog is None and _VARIABLE in os.environ:
-        return _from_environment(os.environ[_VARIABLE])
+    if watchdog is None and WATCHDOG in os.environ:
+        return _from_environment(os.environ[WATCHDOG])
     if watchdog is None:
         watchdog = loop.get_debug()
     if isinstance(watchdog, bool):
@@ -63,7 +64,7 @@ def _from_environment(text: str) -> float | None:
         seconds = -1.0
     if not 0 <= seconds < math.inf:
         raise ConfigurationError(
-            f"{_VARIABLE}={shown(text)} makes no sense; set it to seconds, or to 0 for no watchdog"
+            f"{WATCHDOG}={shown(text)} makes no sense; set it to seconds, or to 0 for no watchdog"
         )
     return seconds or None
 
@@ -100,8 +101,8 @@ class Pulse:
 class Watchdog:
     """A thread that notices when the pulse stays away, and finds out whose doing that is."""
 
-    # Mutable: the last beat that was told of, how often a handler held up the loop, and when the next
-    # line about one may be written; by its own thread.
+    # Mutable: after which beat it told of whom, so that it does so once, and when the next line about a
+    # handler may be written; by its own thread.
     __slots__ = ("_limit", "_loop_thread", "_next_line", "_pulse", "_redactor", "_stopped", "_tell", "_thread", "_told")
 
     def __init__(self, limit: float, pulse: Pulse, redactor: Redactor, tell: Callable[[str], None]) -> None:
@@ -111,7 +112,7 @@ class Watchdog:
         self._tell = tell
         self._loop_thread = threading.get_ident()
         self._next_line: dict[str, float] = {}
-        self._told = 0.0
+        self._told = (0.0, "")
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="aperion watchdog", daemon=True)
         self._thread.start()
@@ -125,15 +126,19 @@ class Watchdog:
         while not self._stopped.wait(self._limit / 4):
             last = self._pulse.last
             held = monotonic() - last - self._pulse.interval
-            if held >= self._limit and last != self._told:
-                self._told = last
-                self._look(held)
+            if held >= self._limit:
+                self._look(last, held)
 
-    def _look(self, held: float) -> None:
+    def _look(self, last: float, held: float) -> None:
         frame = sys._current_frames().get(self._loop_thread)
-        if frame is None or _is_of_a_loop(frame):  # the whole process stood still, or the loop goes on again
+        if frame is None:  # pragma: no cover - the loop's thread is gone
             return
         name, frames = _blamed(frame)
+        if not name and _is_of_a_loop(frame):  # the whole process stood still, or the loop goes on again
+            return
+        if self._told == (last, name):
+            return
+        self._told = (last, name)
         self._tell(name)
         now = monotonic()
         if now >= self._next_line.get(name, 0.0) and len(self._next_line) < _NAMES_REMEMBERED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aperion._runtime.pulse import WATCHDOG
 from aperion.errors import ApplicationError
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ def run_reloading(app_path: str) -> int:
             _stop(child)
             print("aperion: the code changed; starting again", file=sys.stderr)
         # A group of its own: Ctrl-C must reach it once, from here, since a second one ends the drain.
-        child = subprocess.Popen([sys.executable, "-m", "aperion.cli", "run", app_path], process_group=0)  # noqa: S603
+        command = [sys.executable, "-m", "aperion.cli", "run", app_path]
+        child = subprocess.Popen(command, process_group=0, env={WATCHDOG: "0.2", **os.environ})  # noqa: S603
     return _stop(child) if child is not None else 0
 
 
