@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from benchmarks.scenarios import nanoseconds, rate, size, times
+from benchmarks.scenarios import nanoseconds, rate, size, times, times_exactly
 
 if TYPE_CHECKING:
     from benchmarks.results import Results
@@ -130,6 +130,12 @@ BUDGETS = (
     ),
     Budget(what="one event of many found", figure=ours("audit_search", "ns"), limit=150e6, show=nanoseconds),
     Budget(what="memory for finding it", figure=ours("audit_search", "bytes"), limit=50e6, show=size),
+    Budget(
+        what="dispatch with nobody watching, against tracing switched off",
+        figure=ours("watched", "idle"),
+        limit=1.15,
+        show=times_exactly,
+    ),
     _times_bare("redact", "with redaction, nothing to hide", 110),
     _times_before("redact", "with redaction, nothing to hide", 10),
     _times_bare("redact_private", "with redaction, much to hide", 500),

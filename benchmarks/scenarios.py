@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import archive, audit, memory, outside, speed
+from benchmarks import archive, audit, memory, outside, speed, watched
 from benchmarks.scale import Scale
 from benchmarks.wiring import CLEAN, PRIVATE, Form, Peer
 
@@ -253,6 +253,30 @@ _ALL = (
             Column("growth", "against 25 KB", times),
         ),
         once=True,
+    ),
+    Scenario(
+        name="watched",
+        title="one async handler, three fields, delivered, and watched in different ways; × an unwatched one",
+        measure=watched.dispatching,
+        columns=(
+            Column("idle", "no SDK", times_exactly),
+            Column("memory", "in-memory metrics", times_exactly),
+            Column("prometheus", "Prometheus", times_exactly),
+            Column("few", "1 % of spans", times_exactly),
+            Column("all", "all spans", times_exactly),
+            Column("off_ns", "unwatched", nanoseconds),
+        ),
+        once=True,
+    ),
+    Scenario(
+        name="requests",
+        title="ids for requests: what the middleware adds to one",
+        measure=watched.requests,
+        columns=(
+            Column("ns", "added", nanoseconds),
+            Column("with_ns", "request with", nanoseconds),
+            Column("bare_ns", "bare", nanoseconds),
+        ),
     ),
     Scenario(
         name="latency",
