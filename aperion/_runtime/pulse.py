@@ -63,9 +63,7 @@ def _from_environment(text: str) -> float | None:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < math.inf:
-        raise ConfigurationError(
-            f"{WATCHDOG}={shown(text)} makes no sense; set it to seconds, or to 0 for no watchdog"
-        )
+        raise ConfigurationError(f"{WATCHDOG}={shown(text)} makes no sense; set it to seconds, or to 0 for no watchdog")
     return seconds or None
 
 
