@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from aperion.app import App
-from aperion.bus import EventBus
+from aperion.bus import BusState, EventBus
 from aperion.context import (
     CORRELATION_ID_HEADER,
     REQUEST_ID_HEADER,
@@ -21,12 +21,12 @@ from aperion.context import (
     get_correlation_id,
     is_valid_correlation_id,
 )
-from aperion.errors import ApplicationError, ConfigurationError, shown
+from aperion.errors import ApplicationError, BusNotRunningError, ConfigurationError, shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-__all__ = ["CorrelationMiddleware", "lifespan"]
+__all__ = ["CorrelationMiddleware", "bus_of", "lifespan"]
 
 # The words of the ASGI specification.
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -37,7 +37,7 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class HasState(Protocol):
-    """What ``lifespan`` needs of an application; FastAPI and Starlette have it."""
+    """What ``lifespan`` needs of an application; FastAPI, Starlette and Litestar have it."""
 
     @property
     def state(self) -> Any:
@@ -52,6 +52,10 @@ BUS = "aperion"
 """The name of the bus in ``app.state`` and in the state of a request."""
 
 _ID = "correlation_id"
+# W3C Trace Context, level 1: version 00 has four parts, later ones may have more.
+_TRACEPARENT = re.compile(
+    rb"(?!ff)(?P<version>[0-9a-f]{2})-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?P<more>-.*)?"
+)
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # what RFC 9110 takes for the name of a header
 _WITH_HEADERS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
@@ -59,8 +63,9 @@ _WITH_HEADERS = frozenset({"http.response.start", "websocket.accept", "websocket
 class CorrelationMiddleware:
     """Give each request and each websocket a correlation id, and name it in the response.
 
-    The id is that of ``header``, else that of ``fallback``, else a new one. What is no valid id
-    (see ``is_valid_correlation_id``) is passed over; the request does not fail. All that the request
+    The id is that of ``header``, else that of ``fallback``, else the trace id of a W3C ``traceparent``,
+    else a new one. What is no valid id (see ``is_valid_correlation_id``), or no valid ``traceparent``, is
+    passed over; the request does not fail. All that the request
     causes sees the id: endpoints, those in threads too, background tasks, streamed responses, events.
     It stands in ``scope["state"]`` as well, which is ``request.state.correlation_id``.
 
@@ -105,19 +110,19 @@ class CorrelationMiddleware:
         return correlation_id if scope.get("state", {}).get(_ID) == correlation_id else None
 
     def _incoming(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Return the first valid id among the headers, or a new one."""
+        """Return the first valid id among the headers, or that of the trace, or a new one."""
         given = [(name.lower(), value) for name, value in headers]
         for wanted in self._read:
             for value in (value.decode("latin-1").strip() for name, value in given if name == wanted):
                 if is_valid_correlation_id(value):
                     return value
-        return generate_correlation_id()
+        return _trace_id(given) or generate_correlation_id()
 
 
 def lifespan(bus: EventBus | App, inner: Inner | None = None) -> Lifespan:
-    """Return a lifespan function that runs a bus as long as a FastAPI or Starlette application lives.
+    """Return a lifespan function that runs a bus as long as a FastAPI, Starlette or Litestar application lives.
 
-    ``FastAPI(lifespan=lifespan(bus))``. The bus is started before ``inner`` and drained after it, so
+    ``FastAPI(lifespan=lifespan(bus))``, ``Litestar(lifespan=[lifespan(bus)])``. The bus is started before ``inner`` and drained after it, so
     that ``inner`` can emit from its first line to its last. What handlers need until the last event
     has settled, such as a pool of connections, belongs around it instead, in a lifespan of your own::
 
@@ -150,6 +155,22 @@ def lifespan(bus: EventBus | App, inner: Inner | None = None) -> Lifespan:
                 yield {**(state or {}), BUS: event_bus}
 
     return running
+
+
+def bus_of(scope: Mapping[str, Any]) -> EventBus:
+    """Return the bus of the application that a request or a websocket came to, by its ASGI scope.
+
+    Raises:
+        BusNotRunningError: when the application was made or started without ``lifespan``.
+    """
+    application = getattr(scope.get("app"), "state", None)
+    for bus in (scope.get("state", {}).get(BUS), getattr(application, BUS, None)):
+        if isinstance(bus, EventBus) and bus.state is not BusState.STOPPED:
+            return bus
+    raise BusNotRunningError(
+        "no bus runs in this application; make it with FastAPI(lifespan=lifespan(bus)), and in tests "
+        "enter its lifespan too: 'with TestClient(app) as client:'"
+    )
 
 
 @contextmanager
@@ -185,6 +206,15 @@ def _header(option: str, name: str) -> bytes:
             f"{option}={shown(name)} is no name of a header; use one like {CORRELATION_ID_HEADER!r}"
         )
     return name.lower().encode("ascii")
+
+
+def _trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the trace id of a valid ``traceparent``; sampled or not, it names the trace."""
+    given = [value.strip() for name, value in headers if name == b"traceparent"]
+    found = _TRACEPARENT.fullmatch(given[0]) if len(given) == 1 else None
+    if found is None or (found["version"] == b"00" and found["more"]):
+        return None
+    return found["trace"].decode("ascii")
 
 
 def _naming(send: Send, header: bytes, value: bytes) -> Send:
