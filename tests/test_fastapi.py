@@ -5,21 +5,20 @@
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-import uvicorn
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
+from serving import served
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import Route
@@ -50,21 +49,6 @@ def shop(bus: EventBus | App, **options: Any) -> FastAPI:
     app = FastAPI(lifespan=lifespan(bus))
     app.add_middleware(CorrelationMiddleware, **options)
     return app
-
-
-@contextmanager
-def served(app: Any, loop: str = "asyncio") -> Iterator[str]:
-    """Serve on a free port of the loopback; who connects before the server is up waits in its backlog."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", loop=loop, lifespan="on"))
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
-    assert not thread.is_alive()
 
 
 async def asked(app: Any, *headers: tuple[bytes, bytes], kind: str = "http") -> list[Message]:
