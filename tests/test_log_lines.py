@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 import aperion
+import aperion.telemetry
 from aperion import Event, EventBus, Retry
 from aperion.logging import configure
 
@@ -162,3 +163,29 @@ def test_nothing_is_configured_at_import() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
     assert done.stdout.strip() == "[] False"
+
+
+async def test_what_the_bus_logs_of_a_delivery_names_its_span() -> None:
+    """So that a line leads to the trace: of one that failed, and at debug of one that went well."""
+    from opentelemetry.sdk.trace import TracerProvider
+
+    stream = io.StringIO()
+    configure(stream=stream, level="DEBUG")
+
+    async def fails(event: Event) -> None:
+        raise ValueError
+
+    async with EventBus(tracing=aperion.telemetry.Tracing(tracer_provider=TracerProvider())) as bus:
+        bus.subscribe(fails, "user.login", retry=Retry(attempts=2, wait_initial=0.001))
+        bus.subscribe(greet, "user.login")
+        receipt = await bus.emit("user.login", {})
+        await bus.wait_settled()
+
+    trace_id = receipt.event.headers["traceparent"].split("-")[1]
+    told = [
+        *lines(stream, "event handled"),
+        *lines(stream, "delivery will be retried"),
+        *lines(stream, "delivery failed"),
+    ]
+    assert [line["trace_id"] for line in told] == [trace_id] * 3
+    assert len({line["span_id"] for line in told}) == 3

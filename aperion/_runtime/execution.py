@@ -84,6 +84,7 @@ class Execution:
         event = handed = receipt.event
         results = receipt.results = []
         observes, tells, opaque = self._reporter.observes, self._reporter.tells_of_starts, event._opaque
+        spans = self._spans
         current.set(event)
         receipt.started = monotonic()
         for subscription in receipt.plan:
@@ -122,6 +123,9 @@ class Execution:
                 receipt.started = ended
                 if observes:
                     self._reporter.ended(event, subscription, Attempt(1, OutcomeState.OK, seconds, None, returned))
+            finally:
+                if spans is not None:
+                    spans.left(receipt)
         receipt.passed = True
         if not receipt.retrying:
             self._settle(receipt)
@@ -154,6 +158,8 @@ class Execution:
                 self._reporter.ended(receipt.event, subscription, attempt)
         interrupted = rerun.task is not None and outcome.failed and self._interrupted(rerun)
         self.conclude(rerun, outcome)
+        if self._spans is not None:
+            self._spans.left(rerun)
         if interrupted:
             raise asyncio.CancelledError
 
@@ -287,20 +293,17 @@ class Execution:
     async def _traced(
         self, spans: Spans, inner: Callable[[Run, Delivery], Awaitable[Any]], run: Run, delivery: Delivery
     ) -> Any:
-        """Run a handler inside a span. That of one which fails is ended where it is known what follows."""
-        token = spans.begun(run, delivery)
+        """Run a handler inside a span, which stays the current one until what follows from its end is told."""
+        spans.begun(run, delivery)
         try:
             returned = await inner(run, delivery)
-        except GeneratorExit:  # closed from outside, in another context, where the token is worth nothing
-            spans.ended(run, "closed")
+        except GeneratorExit:
+            spans.closed(run)
             raise
-        except BaseException as error:
-            spans.left(token)
-            if isinstance(error, _Skipped | KeyboardInterrupt):
-                spans.ended(run, OutcomeState.SKIPPED.value)
+        except (_Skipped, KeyboardInterrupt):
+            spans.ended(run, OutcomeState.SKIPPED.value)
             raise
-        spans.left(token)
-        if not run.expired:
+        if not run.expired:  # or it has failed, as will be judged
             spans.ended(run, OutcomeState.OK.value)
         return returned
 

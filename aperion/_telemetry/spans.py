@@ -83,8 +83,8 @@ def _global_provider() -> TracerProvider:
 class Spans:
     """Makes the spans of one bus while it runs, on the thread of its loop unless a method says otherwise."""
 
-    # Mutable: the two dicts, of spans that have not ended.
-    __slots__ = ("_linked", "_open", "_otel", "_redactor", "_sending", "_tracer")
+    # Mutable: the dicts, of spans that have not ended, and of what was current before one.
+    __slots__ = ("_linked", "_open", "_otel", "_redactor", "_sending", "_tokens", "_tracer")
 
     def __init__(self, tracing: Tracing, provider: TracerProvider, redactor: Redactor) -> None:
         self._otel = _OpenTelemetry()
@@ -93,6 +93,7 @@ class Spans:
         self._redactor = redactor
         self._sending: dict[str, Span] = {}
         self._open: dict[Run, Span] = {}
+        self._tokens: dict[Run, Token[Context]] = {}
 
     # Sending
 
@@ -145,7 +146,7 @@ class Spans:
 
     # Handling
 
-    def begun(self, run: Run, delivery: Delivery) -> Token[Context]:
+    def begun(self, run: Run, delivery: Delivery) -> None:
         """Begin the span of one attempt and make it the current one; ``left`` takes that back."""
         otel, event = self._otel, delivery.event
         context, links = otel.receiver(event.headers, linked=self._linked)
@@ -158,12 +159,18 @@ class Spans:
             f"process {event.event_type}", context, otel.trace.SpanKind.CONSUMER, attributes, links
         )
         self._open[run] = span
-        token: Token[Context] = otel.context.attach(otel.trace.set_span_in_context(span, context))
-        return token
+        self._tokens[run] = otel.context.attach(otel.trace.set_span_in_context(span, context))
 
-    def left(self, token: Token[Context]) -> None:
-        """Make the span current that was so before ``begun``."""
-        self._otel.context.detach(token)
+    def left(self, run: Run) -> None:
+        """Make the span current that was so before ``begun``; nothing where there was none."""
+        token = self._tokens.pop(run, None)
+        if token is not None:
+            self._otel.context.detach(token)
+
+    def closed(self, run: Run) -> None:
+        """End the span of an attempt that was closed from outside: in another context, where a token is worth nothing."""
+        self._tokens.pop(run, None)
+        self.ended(run, "closed")
 
     def ended(self, run: Run, outcome: str) -> None:
         """End the span of an attempt that did not fail."""
