@@ -130,7 +130,7 @@ class Runtime:
         self._deadlines = Deadlines(self.loop)
         self._context: Context = copy_context()
         self._waiting: deque[asyncio.Future[None]] = deque()  # emitters, by order; bounded by their number
-        self._suspended: dict[Run, None] = {}
+        self._suspended: dict[Run, Suspended] = {}  # what waits in a handler, and where: tests look
         self._retries: dict[Rerun, asyncio.TimerHandle | None] = {}
         self._idle: list[asyncio.Future[None]] = []
         self._workers = 0
@@ -412,7 +412,7 @@ class Runtime:
     async def _finish_here(self, rest: Suspended, run: Run) -> None:
         run.task = asyncio.current_task(self.loop)
         run.cancelling = run.task.cancelling()
-        self._suspended[run] = None
+        self._suspended[run] = rest
         try:
             await rest
         finally:
@@ -462,7 +462,7 @@ class Runtime:
 
     async def _finish(self, task: asyncio.Task[Any], rest: Suspended, run: Run) -> None:
         run.task = task
-        self._suspended[run] = None
+        self._suspended[run] = rest
         self._awake -= 1
         if self._backlog.ready and not self._awake:
             self._wake()
