@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 
@@ -10,6 +11,7 @@ class Logger:
     """Pass lines on to ``structlog.get_logger("aperion")``.
 
     Importing structlog loads rich where it is installed, and takes longer than the rest of the core.
+    What a logger of the user's raises is kept from the bus.
     A line that is written while one is written, on the same thread, is left out: where a log handler
     emits events, the lines about these would never end.
     """
@@ -40,10 +42,21 @@ class Logger:
         _writing.now = True
         try:
             getattr(structlog.get_logger("aperion"), level)(message, **fields)
+        except UnicodeError:  # half a surrogate pair, which no stream takes
+            escaped = {name: _escaped(value) for name, value in fields.items()}
+            with suppress(Exception):
+                getattr(structlog.get_logger("aperion"), level)(message, **escaped)
+        except Exception:  # noqa: BLE001, S110 - a log that cannot be written must not hurt what it tells of
+            pass
         finally:
             _writing.now = False
 
 
 _writing = threading.local()
+
+
+def _escaped(value: Any) -> Any:
+    return value.encode("ascii", "backslashreplace").decode() if isinstance(value, str) else value
+
 
 logger = Logger()

@@ -276,12 +276,15 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             AuditUnavailable: when the audit log cannot record the event.
         """
         runtime = self._running("emit")
+        paced = self._reporter.paced
         emission = Emission(self._reporter) if self._reporter.watches else None
         try:
             made = self._event(event, payload, Details(**details) if details else None, emission)
             if type(made) is Receipt:
                 receipt = made
             else:
+                if paced is not None and paced.is_crowded:
+                    await paced.room()
                 receipt = runtime.try_accept(made) or await runtime.accept_when_free(made)  # type: ignore[arg-type]  # what is no receipt is an event
                 if runtime.held:
                     await runtime.until_synced(receipt)
@@ -370,6 +373,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
         emission = Emission(self._reporter) if self._reporter.watches else None
         said = Details(**details) if details else None
         try:
+            if self._reporter.paced is not None:
+                self._reporter.paced.room_for_thread()
             receipt = self._bridge.emit(runtime, lambda: self._event(event, payload, said, emission), timeout)
         except BaseException as error:
             if emission is not None:
@@ -403,6 +408,7 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             ValidationError: and all else that ``emit`` raises.
         """
         runtime = self._running("dispatch")
+        paced = self._reporter.paced
         emission = Emission(self._reporter, timed=False) if self._reporter.spans is not None else None
         try:
             made = self._event(event, payload, Details(**details) if details else None, emission)
@@ -411,6 +417,8 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
             else:
                 if made.key is not None:
                     _check_key_is_free(made)
+                if paced is not None and paced.is_crowded:
+                    await paced.room()
                 receipt = await runtime.run_here(made)
         except BaseException as error:
             if emission is not None:
@@ -495,7 +503,9 @@ class EventBus(Router, anyio.AsyncContextManagerMixin):
 
     async def _accept(self, event: Event[Any]) -> Receipt:
         """Accept an event of an outbox."""
-        runtime = self._running("outbox")
+        runtime, paced = self._running("outbox"), self._reporter.paced
+        if paced is not None and paced.is_crowded:
+            await paced.room()
         receipt = runtime.try_accept(event) or await runtime.accept_when_free(event)
         await runtime.until_synced(receipt)
         return receipt

@@ -792,14 +792,14 @@ async def test_a_torn_last_line_is_moved_aside_and_noted(path: Path) -> None:
 
 async def test_a_torn_line_longer_than_a_block_is_moved_aside_whole(path: Path) -> None:
     path.parent.mkdir()
-    path.write_bytes(LINES[0] + b"x" * 200_000)
+    path.write_bytes(NINE + b"x" * 200_000)
 
     async with open_log(path):
         pass
 
     assert path.with_name("events.jsonl.torn").read_bytes() == b"x" * 200_000 + b"\n"
-    assert path.read_bytes().startswith(LINES[0])
-    assert [line["kind"] for line in read(path)] == ["accepted", "log"]
+    assert path.read_bytes().startswith(NINE)
+    assert [line["kind"] for line in read(path)] == ["foreign", "log"]
 
 
 async def test_what_stands_in_the_place_of_a_lost_batch_is_moved_aside(path: Path) -> None:
@@ -823,10 +823,10 @@ async def test_what_is_no_record_in_the_ring_is_moved_aside(path: Path) -> None:
     assert b"\0" * 40 in path.with_name("events.jsonl.torn").read_bytes()
 
 
-NINE = b'{"seq":9,"kind":"foreign"}\n'
+NINE = b'{"v":0,"seq":9,"kind":"foreign"}\n'
 
 
-@pytest.mark.parametrize("content", [None, b"", NINE, b'{"torn', NINE * 200])
+@pytest.mark.parametrize("content", [None, b"", NINE, b'{"v":1,"torn', NINE * 200])
 async def test_a_log_that_was_moved_away_meanwhile_does_not_lose_the_ring(path: Path, content: bytes | None) -> None:
     path.parent.mkdir()
     crash(path, LINES, whole(path)[:20])
@@ -843,6 +843,78 @@ async def test_a_log_that_was_moved_away_meanwhile_does_not_lose_the_ring(path: 
     if not content:
         os.truncate(moved, moved.stat().st_size - 20)
         assert chained(moved, path) == 8  # the chain goes on from the file that was moved
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"notes of mine\n",
+        b"no end",
+        b'{"mine":1}\n',
+        b"\x89PNG\r\n\x1a\n" + bytes(5_000),
+        b"\n\n",
+        b"{\n}\n",
+        b"\0\0\0mine\n",
+    ],
+)
+async def test_a_file_of_somebody_else_is_left_alone(path: Path, content: bytes) -> None:
+    """A mistyped path must not cost a file: it is refused, whole, and no other file is made of it."""
+    path.parent.mkdir(0o700)
+    path.write_bytes(content)
+
+    with pytest.raises(aperion.AuditUnavailable, match="the file there is no audit log"):
+        await AuditLog(path).start()
+
+    assert path.read_bytes() == content
+    assert not path.with_name("events.jsonl.torn").exists()
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64 + 1, -(2**70), 10**308, 10**309, 10**4_000, -(10**4_000)])
+async def test_an_integer_of_any_size_is_written_read_and_verified(path: Path, number: int) -> None:
+    """AUD-types: exactly, in a payload and where a handler returned it; and it hides its record from nobody."""
+
+    async def returns(event: aperion.Event) -> int:
+        return number
+
+    async with aperion.EventBus(audit=(log := AuditLog(path))) as bus:
+        bus.subscribe(returns, "order.placed")
+        receipt = await bus.emit("order.placed", {"amount": number, "more": [number]})
+        await receipt.settled()
+
+    found = log.read(event_id=receipt.event_id)
+    accepted, outcome = list(found)
+    assert found.skipped == 0
+    assert accepted.fields["payload"] == {"amount": number, "more": [number]}
+    assert accepted.kind == "accepted"
+    assert outcome.kind == "outcome"
+    assert log.verify().ok
+    assert [event.event_id for event in log.trace(receipt.event.correlation_id)] == [receipt.event_id]
+
+
+async def test_an_integer_of_any_size_is_recovered(path: Path) -> None:
+    """From the ring of a process that was killed: what is JSON is a record."""
+    line = b'{"time":1,"kind":"accepted","payload":{"order":"1","amount":%d}}\n' % 10**400
+    crash(path, [line, LINES[1]])
+
+    async with open_log(path) as log:
+        assert log.stats().recovered == 2
+
+    assert [json.loads(line)["payload"] for line in path.read_text().splitlines() if '"kind":"accepted"' in line] == [
+        {"order": "1", "amount": 10**400},
+        {"order": "2"},
+    ]
+
+
+async def test_a_file_that_anybody_could_read_is_closed_to_them(path: Path) -> None:
+    """As logrotate may have made it."""
+    path.parent.mkdir(0o700)
+    path.touch()
+    path.chmod(0o666)
+
+    async with open_log(path):
+        pass
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(("left", "kept"), [(0, 0), (1, 1), (2, 2), (1.5, 1)])

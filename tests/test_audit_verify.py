@@ -346,7 +346,19 @@ def test_keys_are_saved_and_loaded_and_not_shown(tmp_path: Path) -> None:
         key.save(tmp_path / "key")
 
 
-@pytest.mark.parametrize("content", ["", "k1", "k1 not-base64!", "k1 AAAA", "bad id x", "ü AAAA"])
+def test_the_wrong_half_of_a_key_is_refused(tmp_path: Path) -> None:
+    """A private key taken for a public one would call every signature forged."""
+    key = SigningKey.generate("prod-1")
+    key.save(tmp_path / "key")
+    key.public.save(tmp_path / "key.pub")
+
+    with pytest.raises(aperion.ConfigurationError, match="holds a private key; pass the file with the public one"):
+        VerifyKey.load(tmp_path / "key")
+    with pytest.raises(aperion.ConfigurationError, match="holds a public key"):
+        SigningKey.load(tmp_path / "key.pub")
+
+
+@pytest.mark.parametrize("content", ["", "k1", "k1 not-base64!", "k1 public AAAA", "bad id public x", "ü public AAAA"])
 def test_what_is_no_key_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "key").write_text(content, encoding="utf-8")
 
@@ -399,6 +411,25 @@ async def test_a_bus_copies_its_checkpoints_elsewhere(tmp_path: Path) -> None:
     edit(path, lambda ls: ls.pop())
     edit(path, lambda ls: ls.pop())
     assert [p.kind for p in verify(path, checkpoints=told).problems] == [ProblemKind.TRUNCATED]
+
+
+async def test_what_came_after_the_last_checkpoint_kept_elsewhere_is_told(tmp_path: Path) -> None:
+    """An old copy proves nothing about the end; an empty one proves nothing at all, and is refused."""
+    path = tmp_path / "events.jsonl"
+    kept = [json.loads(body) for body in whole(path)]
+    empty = tmp_path / "kept"
+    empty.touch()
+
+    assert verify(path, checkpoints=kept).unwitnessed_tail == verify(path).last.seq - kept[-1]["count"] - 1
+    assert verify(path, checkpoints=kept[:1]).unwitnessed_tail > verify(path, checkpoints=kept).unwitnessed_tail
+    assert verify(path).unwitnessed_tail is None
+    with pytest.raises(aperion.ConfigurationError, match="holds no checkpoint"):
+        verify(path, checkpoints=[empty])
+
+
+def test_a_path_may_be_text(log: Path) -> None:
+    """As for the log itself."""
+    assert verify(str(log)) == verify(log)
 
 
 @pytest.mark.parametrize("content", [b"123\n", b"{}\n", b"no json\n"])

@@ -34,6 +34,11 @@ def lines(stream: io.StringIO, event: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, stream.getvalue().splitlines()) if line["event"] == event]
 
 
+class _Broken(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError
+
+
 async def greet(event: Event) -> None: ...
 
 
@@ -134,6 +139,25 @@ async def test_a_log_handler_that_emits_does_not_recurse() -> None:
 
         assert len(told) == 1
         assert bus.stats().rejected == 2
+
+
+async def test_a_log_that_cannot_be_written_does_not_hurt_the_event() -> None:
+    """Half a surrogate pair in an error, which no stream takes, is written as an escape; a logger that fails is left."""
+    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+
+    async def fails(event: Event) -> None:
+        raise ValueError("x\ud800y")
+
+    for factory in (structlog.WriteLoggerFactory(written), structlog.WriteLoggerFactory(_Broken())):
+        structlog.configure(logger_factory=factory, wrapper_class=structlog.make_filtering_bound_logger(0))
+        async with EventBus() as bus:
+            bus.subscribe(fails, "user.login")
+            receipt = await bus.emit("user.login", {})
+            with anyio.fail_after(10):
+                outcomes = await receipt.settled()
+            assert not outcomes.ok
+    written.seek(0)
+    assert "x\\ud800y" in written.read()
 
 
 async def test_a_line_in_a_span_names_the_trace() -> None:

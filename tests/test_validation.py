@@ -436,3 +436,20 @@ async def test_a_type_that_gets_its_model_later_is_validated_from_then_on(bus: E
     with pytest.raises(aperion.EventTypeError, match=right):
         await bus.emit(wrong, {"late": True})
     assert (await bus.emit(right, {"minutes": 5})).event.payload == Arrived(minutes=5)
+
+
+class _Raising(dict):
+    def items(self):
+        raise RuntimeError("hunter2")
+
+
+@pytest.mark.parametrize("payload", [_Raising(a=1), {"inner": _Raising(a=1)}])
+async def test_a_value_that_raises_when_it_is_read_rejects_the_event(payload) -> None:
+    """VAL-8: as any other that cannot be written down, with a dead letter, and without its words."""
+    async with aperion.EventBus() as bus:
+        with pytest.raises(aperion.ValidationError, match="cannot be read: RuntimeError") as raised:
+            await bus.emit("user.login", payload)
+
+        assert "hunter2" not in str(raised.value)
+        assert bus.stats().rejected == 1
+        assert len(bus.dead_letters) == 1

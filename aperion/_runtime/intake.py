@@ -17,7 +17,15 @@ import orjson
 
 from aperion._frozen import Freezer, FrozenDict
 from aperion.context import Scope, current, is_valid_correlation_id
-from aperion.errors import CascadeError, EventTypeError, PayloadError, PayloadTooLargeError, ValidationError, shown
+from aperion.errors import (
+    CascadeError,
+    EventTypeError,
+    PayloadError,
+    PayloadTooLargeError,
+    SerializationError,
+    ValidationError,
+    shown,
+)
 from aperion.events import (
     Event,
     Payload,
@@ -159,7 +167,7 @@ class Intake:
             kept = freezer.freeze(content)
             if len(to_json(kept)) > self.max_payload_bytes:
                 kept = FrozenDict({"too_large": type(content).__name__})
-        except (ValidationError, TypeError, ValueError):
+        except Exception:  # noqa: BLE001 - whatever a value does, the refusal is told
             kept = FrozenDict({"not_serialisable": type(content).__name__})
         return make_event(event_type, kept, source, None, None, 0, None, _NO_HEADERS, True)
 
@@ -219,7 +227,15 @@ class Intake:
         if isinstance(payload, Payload) and type(payload.__pydantic_fields_set__) is Unvalidated:
             payload = validated(type(payload), event_type, payload.model_dump(by_alias=True, warnings=False))
         freezer = Freezer(event_type)
-        frozen = freezer.freeze(payload)
+        try:
+            frozen = freezer.freeze(payload)
+        except ValidationError:
+            raise
+        except Exception as error:  # a class of the user's, with an items() or __str__ that raises
+            raise SerializationError(
+                f"the payload of {event_type!r} cannot be read: {type(error).__name__} in one of its values",
+                event_type=event_type,
+            ) from error
         if (
             freezer.size > self.max_payload_bytes // 8
         ):  # a lower bound; escapes and long numbers take up to 8 times more

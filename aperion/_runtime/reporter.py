@@ -32,7 +32,7 @@ class Reporter:
     # Mutable: the counters, ``system``, which the runtime sets: how a system event is emitted, and what
     # ``watch`` sets.
     __slots__ = (
-        *("audit", "audit_failures", "dead_letters", "logs_ends", "metrics", "observes", "redactor", "spans"),
+        *("audit", "audit_failures", "dead_letters", "logs_ends", "metrics", "observes", "paced", "redactor", "spans"),
         *("system", "tells_of_starts", "watches", "when_synced"),
     )
 
@@ -50,6 +50,7 @@ class Reporter:
         self.audit_failures = 0
         self.watch(metrics, None)
         self.tells_of_starts = isinstance(audit, AuditLog) and audit.wants("handler_started")
+        self.paced = audit if isinstance(audit, AuditLog) else None  # whom an emitter waits for
         self.when_synced = audit.when_synced if isinstance(audit, AuditLog) and audit.sync is Sync.DISK else None
         self.system: Callable[[str, Mapping[str, Any], Event[Any] | None], None] = _nobody
 

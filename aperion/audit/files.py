@@ -16,12 +16,13 @@ Identity: TypeAlias = tuple[int, int]
 """Device and inode: which file it is, whatever its name."""
 
 _BLOCK: Final = 1 << 16
+_MODE: Final = 0o600
 # Not to be led elsewhere by a link, nor held up by a pipe without a reader.
 _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class LogFile:
-    """One open log file, mode 0600 if it was not there before.
+    """One open log file, for its owner alone.
 
     Raises:
         AuditUnavailable: when the path leads to anything but a regular file.
@@ -150,9 +151,11 @@ def sync_folder(path: Path) -> None:
 
 
 def _opened(path: Path) -> tuple[int, Identity]:
-    fd = os.open(path, _FLAGS, 0o600)
+    fd = os.open(path, _FLAGS, _MODE)
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
         os.close(fd)
         raise AuditUnavailable(path, "it is no regular file")
+    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != _MODE:  # as logrotate may have made it
+        os.fchmod(fd, _MODE)
     return fd, (found.st_dev, found.st_ino)

@@ -10,13 +10,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-import orjson
-
 from aperion.audit import record
 from aperion.audit.chain import START, opened, seal
 from aperion.audit.files import LogFile, sync_folder
 from aperion.audit.ring import Place
 from aperion.audit.segments import sealed_path, sealed_segments
+from aperion.errors import AuditUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from aperion.audit.chain import Link
     from aperion.audit.segments import Segment
 
+_BEGIN: Final = b'{"v":'
 _LOOK_BACK: Final = 4 << 20
 """Bytes in which the last record and the last checkpoint are looked for; both stand close to the end."""
 
@@ -254,7 +254,11 @@ class Live:
         """Find the end of the chain, and return what stands behind it.
 
         That is a last line without an end, and after a power cut also lines before it with holes.
+
+        Raises:
+            AuditUnavailable: for a file of somebody else.
         """
+        self._check_is_ours()
         self.size = self.file.last_line_end()
         start = max(self.size - _LOOK_BACK, 0)
         block = self.file.read(start, self.size - start)
@@ -276,10 +280,21 @@ class Live:
         self.number = self.number or 1
         return torn
 
+    def _check_is_ours(self) -> None:
+        """Leave alone what somebody else has written: a mistyped path must not cost a file.
+
+        Raises:
+            AuditUnavailable: for a file that does not begin as a log does, or as one that a power cut left: with
+                zeros.
+        """
+        begin = self.file.read(0, len(_BEGIN))
+        if not _BEGIN.startswith(begin) and begin.strip(b"\0"):
+            raise AuditUnavailable(self.path, "the file there is no audit log; move it away, or use another path")
+
     def _take_over(self, head: bytes) -> None:
         begin = opened(head)
         if begin is not None:
-            fields = orjson.loads(head)
+            fields = record.parsed(head)
             self.log, self.number = fields.get("log", ""), fields.get("segment", 0)
             self.began, self.first = fields.get("time", self.began), begin.link.seq
 
@@ -324,7 +339,7 @@ def _chain_end(block: bytes) -> int:
 
 def _is_json(line: bytes) -> bool:
     try:
-        orjson.loads(line)
+        record.parsed(line)
     except ValueError:
         return False
     return True

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from time import time_ns
+from time import monotonic, sleep, time_ns
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _SMALLEST: Final = 1 << 16
 _DEFAULT: Final = 4 << 20
+_LOOK: Final = 0.001
+_PATIENCE: Final = 2.0
+"""Seconds that an emitter waits for a device that stands still, once until it gets on."""
 
 
 class AuditLog(Reader):
@@ -66,8 +69,30 @@ class AuditLog(Reader):
 
     # Mutable: which of these the log is open with, and what is counted.
     __slots__ = (
-        *("__weakref__", "_has_own_redactor", "_is_open", "_kinds", "_largest", "_loop", "_missed", "_missing"),
-        *("_on_failure", "_parts", "_put", "_records", "_redactor", "_setup", "_subjects", "_waiting", "sync"),
+        *(
+            "__weakref__",
+            "_crowd",
+            "_half",
+            "_has_own_redactor",
+            "_is_open",
+            "_kinds",
+            "_largest",
+            "_loop",
+            "_missed",
+            "_missing",
+        ),
+        *(
+            "_on_failure",
+            "_parts",
+            "_put",
+            "_records",
+            "_redactor",
+            "_setup",
+            "_stood_at",
+            "_subjects",
+            "_waiting",
+            "sync",
+        ),
     )
 
     def __init__(  # noqa: PLR0913 - the options of a log, all by keyword
@@ -107,6 +132,9 @@ class AuditLog(Reader):
         self._records = self._missing = 0
         self._missed: Missed | None = None
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # emitters; bounded by their number
+        self._crowd: list[asyncio.Future[None]] = []  # and those who wait for room
+        self._half = buffer_bytes // 2
+        self._stood_at = -1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
         self._parts: Parts | None = None
@@ -235,13 +263,54 @@ class AuditLog(Reader):
             loop.call_soon(_done, waiting)
         return waiting
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether who can wait should, see ``room``: more than half of the ring is full, and the writer gets on."""
+        parts = self._parts
+        if parts is None:
+            return False
+        tail = parts.ring.tail
+        return parts.ring.head - tail > self._half and tail != self._stood_at and parts.writer.failure is None
+
+    async def room(self) -> None:
+        """Wait until the ring is less than half full, the log cannot be written, or two seconds are over.
+
+        The bus waits here before an event is accepted. The other half is for what cannot wait: how the
+        events ended that are in flight.
+        """
+        loop, parts = self._loop, self._parts
+        while parts is not None and loop is not None and self.is_crowded:
+            tail = parts.ring.tail
+            waiting: asyncio.Future[None] = loop.create_future()
+            self._crowd.append(waiting)
+            parts.writer.hurry()
+            timer = loop.call_later(_PATIENCE, _done, waiting)
+            try:
+                await waiting
+            finally:
+                timer.cancel()
+            if parts.ring.tail == tail:  # the disk stands still: from now on the failure policy decides
+                self._stood_at = tail
+
+    def room_for_thread(self) -> None:
+        """Do the same in another thread than the loop's; blocks."""
+        parts, given_up = self._parts, monotonic() + _PATIENCE
+        while parts is not None and self.is_crowded:
+            if monotonic() > given_up:
+                self._stood_at = parts.ring.tail
+            sleep(_LOOK)
+
     def _progressed(self, tail: int, failure: str | None) -> None:
         """Tell the loop how far the writer is; on the writer's thread."""
-        if self._waiting and self._loop is not None:
+        if (self._waiting or self._crowd) and self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
                 self._loop.call_soon_threadsafe(self._release, tail, failure)
 
     def _release(self, tail: int, failure: str | None) -> None:
+        if self._crowd and not self.is_crowded:
+            crowd, self._crowd = self._crowd, []
+            for future in crowd:
+                _done(future)
         waiting = self._waiting
         while waiting and (waiting[0][0] <= tail or failure is not None):
             position, future = waiting.popleft()
@@ -313,6 +382,7 @@ class AuditLog(Reader):
         self._is_open = True
         self._records = self._missing = 0
         self._missed = None
+        self._stood_at = -1
         self._put = self._parts.ring.put
         _logs.add(self)
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
-
 from aperion.audit.checkpoints import checkpoint_message, rotation_message
+from aperion.audit.record import parsed
 from aperion.audit.signing import VerifyKey
 from aperion.errors import ConfigurationError
 
@@ -121,6 +120,11 @@ class Proofs:
             return None
         return f"a checkpoint kept elsewhere knows record {self._known:,}, and the log ends with {last.seq:,}"
 
+    @property
+    def known(self) -> int | None:
+        """The last record that a checkpoint kept elsewhere knows of; None without any."""
+        return self._known or None
+
     # What was removed by the log itself
 
     def expect_pruned(self, first: Link) -> None:
@@ -152,10 +156,13 @@ def _outside(checkpoints: Iterable[str | os.PathLike[str] | Mapping[str, Any]]) 
         if isinstance(given, Mapping):
             yield given, "the checkpoint given"
             continue
-        for number, line in enumerate(Path(given).read_bytes().splitlines(), start=1):
+        lines = Path(given).read_bytes().splitlines()
+        if not lines:
+            raise ConfigurationError(f"{os.fspath(given)} holds no checkpoint; it is empty, and would prove nothing")
+        for number, line in enumerate(lines, start=1):
             where = f"{os.fspath(given)}:{number}"
             try:
-                fields = orjson.loads(line)
+                fields = parsed(line)
             except ValueError:
                 raise ConfigurationError(
                     f"{where} is no checkpoint; pass a file as Checkpoints(copy_to=...) makes it"

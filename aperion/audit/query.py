@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 import orjson
 
 from aperion.audit.chain import opened
+from aperion.audit.record import parsed
 from aperion.errors import ConfigurationError
 from aperion.patterns import check_pattern, matches
 
@@ -172,7 +174,7 @@ class Search:
         """
         if opened(line) is None:
             raise ValueError
-        fields: dict[str, Any] = orjson.loads(line)
+        fields: dict[str, Any] = parsed(line)
         if not isinstance(fields.get("kind"), str) or not isinstance(fields.get("time"), int):
             raise ValueError  # noqa: TRY004 - JSON is all that it may be
         if not self.since <= fields["time"] < self.until or not all(check(fields) for check in self._checks):
@@ -184,6 +186,13 @@ def nanoseconds(time: datetime) -> int:
     """Return a time in nanoseconds since the epoch."""
     delta = time - datetime(1970, 1, 1, tzinfo=UTC)
     return ((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000
+
+
+def _compact(fields: Mapping[str, Any]) -> str:
+    try:
+        return orjson.dumps(fields).decode()
+    except TypeError:  # an integer beyond 64 bits
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
 
 def _equals(name: str, value: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -200,5 +209,5 @@ def _other_checks(query: Query) -> list[Callable[[Mapping[str, Any]], bool]]:
         checks.append(lambda fields: any(matches(pattern, fields.get("type") or "") for pattern in patterns))
     if query.text is not None:
         text = query.text.casefold()
-        checks.append(lambda fields: text in orjson.dumps(fields).decode().casefold())
+        checks.append(lambda fields: text in _compact(fields).casefold())
     return checks

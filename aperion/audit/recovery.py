@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-import orjson
-
 from aperion.audit.chain import filling, opened, seal
 from aperion.audit.compression import open_lines
+from aperion.audit.record import parsed
 from aperion.audit.ring import leftover
 from aperion.audit.segments import sealed_segments
 
@@ -155,7 +154,7 @@ def _digest(body: bytes) -> bytes:
 
 def _is_record(line: bytes) -> bool:
     try:
-        return isinstance(orjson.loads(line), dict) and line.isascii()
+        return isinstance(parsed(line), dict) and line.isascii()
     except ValueError:
         return False
 

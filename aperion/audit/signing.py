@@ -13,6 +13,7 @@ from aperion.errors import ConfigurationError
 
 _ID = re.compile(r"[A-Za-z0-9._\-]{1,64}")
 _LENGTH = 32
+_PUBLIC, _PRIVATE = "public", "private"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +48,17 @@ class VerifyKey:
         return True
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as one line: id, a space, base64."""
-        Path(path).write_text(f"{self.id} {self.text}\n", encoding="ascii")
+        """Write it as one line: its id, the word "public", and the key in base64."""
+        Path(path).write_text(f"{self.id} {_PUBLIC} {self.text}\n", encoding="ascii")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VerifyKey:
         """Read what ``save`` wrote.
 
         Raises:
-            ConfigurationError: for a file that holds no key.
+            ConfigurationError: for a file that holds no public key.
         """
-        return cls(*_read(path))
+        return cls(*_read(path, _PUBLIC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +103,29 @@ class SigningKey:
         """
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w", encoding="ascii") as file:
-            file.write(f"{self.id} {base64.b64encode(self.private).decode()}\n")
+            file.write(f"{self.id} {_PRIVATE} {base64.b64encode(self.private).decode()}\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SigningKey:
         """Read what ``save`` wrote.
 
         Raises:
-            ConfigurationError: for a file that holds no key.
+            ConfigurationError: for a file that holds no private key.
         """
-        return cls(*_read(path))
+        return cls(*_read(path, _PRIVATE))
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[str, bytes]:
+def _read(path: str | os.PathLike[str], wanted: str) -> tuple[str, bytes]:
     try:
-        name, text = Path(path).read_text(encoding="ascii").split()
-        return name, base64.b64decode(text, validate=True)
+        name, kind, text = Path(path).read_text(encoding="ascii").split()
+        raw = base64.b64decode(text, validate=True)
     except ValueError:
-        raise ConfigurationError(f"{os.fspath(path)} holds no key; one is a line such as 'k1 MC4CAQ…'") from None
+        raise ConfigurationError(
+            f"{os.fspath(path)} holds no key; one is a line such as 'k1 {wanted} MC4CAQ…'"
+        ) from None
+    if kind != wanted:  # a private key taken for a public one would call every signature forged
+        raise ConfigurationError(f"{os.fspath(path)} holds a {kind} key; pass the file with the {wanted} one")
+    return name, raw
 
 
 def _check(name: str, raw: bytes) -> None:

@@ -13,20 +13,19 @@ import re
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import orjson
 
 from aperion.audit.chain import START, Link, Sealed, hashed, opened
 from aperion.audit.compression import DamagedError, unpacked, unpacking
 from aperion.audit.index import load
 from aperion.audit.proofs import Proofs
 from aperion.audit.reading import oldest_first
+from aperion.audit.record import parsed
 from aperion.audit.segments import segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
     from typing import BinaryIO
 
     from aperion.audit.segments import Segment
@@ -98,6 +97,7 @@ class Verification:
         first: the record before the first one there is.
         last: the last one.
         unsigned_tail: records after the last checkpoint with a valid signature; None without keys.
+        unwitnessed_tail: records after the last checkpoint that is kept elsewhere; None without any.
     """
 
     problems: tuple[Problem, ...]
@@ -107,6 +107,7 @@ class Verification:
     first: Link
     last: Link
     unsigned_tail: int | None
+    unwitnessed_tail: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -115,7 +116,7 @@ class Verification:
 
 
 def verify(
-    log: Path,
+    log: str | os.PathLike[str],
     *,
     keys: Sequence[VerifyKey] = (),
     checkpoints: Sequence[str | os.PathLike[str] | Mapping[str, Any]] = (),
@@ -133,9 +134,9 @@ def verify(
         OSError: when a file cannot be read.
         ConfigurationError: for keys without the package for them, and for copies that are none.
     """
-    check = _Check(Proofs(keys, checkpoints))
-    total, done = sum(map(_size, segments(log))), 0
-    for segment, file in oldest_first(log):
+    path, check = Path(log), _Check(Proofs(keys, checkpoints))
+    total, done = sum(map(_size, segments(path))), 0
+    for segment, file in oldest_first(path):
         size = os.fstat(file.fileno()).st_size
         with file:
             for at in check.file(segment, _lines(segment, file, size), file):
@@ -322,12 +323,16 @@ class _Check:
             self._found(ProblemKind.TRUNCATED, last.seq, text)
         unsigned = self._proofs.unsigned_tail(last)
         names = tuple(self._names)
-        return Verification(tuple(self._problems), self._records, names, self._checkpoints, first, last, unsigned)
+        known = self._proofs.known
+        unwitnessed = max(0, last.seq - known) if known is not None else None
+        return Verification(
+            *(tuple(self._problems), self._records, names, self._checkpoints, first, last, unsigned, unwitnessed)
+        )
 
 
 def _fields(record: Sealed) -> dict[str, Any]:
     try:
-        fields = orjson.loads(record.body)
+        fields = parsed(record.body)
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}

@@ -33,8 +33,6 @@ _AWAKE: Final = 0.05
 _RETRY_FIRST: Final = 0.1
 _BATCHES: Final = 8
 """How many fill the ring; the room of one is given back while the next is written."""
-_PATIENCE: Final = 0.02
-"""Seconds that a full ring may hold up the loop, once until the writer gets on: it may only lack its turn."""
 _LOOK: Final = 0.25
 """Seconds between two looks at what has become of the files."""
 _PRUNE: Final = 60.0
@@ -141,16 +139,8 @@ class Writer:
             raise AuditUnavailable(self._live.path, "its ring is being replaced")
         self.hurry()
         if end - ring.tail > ring.capacity:
-            self._wait_for_room(end)
-
-    def _wait_for_room(self, end: int) -> None:
-        ring = self._ring
-        deadline = 0.0 if self._tried == ring.tail else time.monotonic() + _PATIENCE
-        while end - ring.tail > ring.capacity:
-            if self.failure is not None or time.monotonic() > deadline:
-                self._tried = ring.tail
-                raise AuditUnavailable(self._live.path, self.refusal or "the buffer was full")
-            time.sleep(_SHORTEST / 4)
+            self._tried = ring.tail
+            raise AuditUnavailable(self._live.path, self.refusal or "the buffer was full")
 
     @property
     def refusal(self) -> str | None:
@@ -235,7 +225,7 @@ class Writer:
 
     def _move_batch(self) -> bool:
         ring, live = self._ring, self._live
-        bodies = self._fitting(ring.oldest(self._batch))
+        bodies = self._fitting(ring.oldest(self._batch))[: self._until_checkpoint()]
         if bodies:
             if self._subjects is not None:
                 self._subjects.tend(durable=live.durable)
@@ -333,6 +323,10 @@ class Writer:
         if since >= self._checkpoints.every:
             return True
         return since > 0 and time.monotonic() >= self._checkpoint_at
+
+    def _until_checkpoint(self) -> int:
+        """Return how many records come before a checkpoint, one at least, so that it comes when it should."""
+        return max(1, self._checkpoints.every - self._live.link.seq + self._checkpoint_seq)
 
     def _checkpoint(self) -> None:
         live = self._live

@@ -61,6 +61,7 @@ def as_values(found: Verification) -> dict[str, Any]:
         "checkpoints": found.checkpoints,
         "last": {"seq": found.last.seq, "hash": found.last.hash},
         "unsigned_tail": found.unsigned_tail,
+        "unwitnessed_tail": found.unwitnessed_tail,
         "problems": [
             {
                 "kind": problem.kind.value,
@@ -112,6 +113,15 @@ def _limits(found: Verification, keys: Sequence[Path], copies: Sequence[Path]) -
         yield (
             "not proved: that the end is still there. Records cut from the end, the last file removed, or an older"
             " copy put back show only against a checkpoint that was kept elsewhere (--checkpoint FILE)."
+        )
+    yield from _unwitnessed(found)
+
+
+def _unwitnessed(found: Verification) -> Iterator[str]:
+    if found.unwitnessed_tail:
+        yield (
+            f"not proved: the last {_many(found.unwitnessed_tail, 'record')} came after the last checkpoint that was kept"
+            " elsewhere, and others could have stood behind them."
         )
 
 
