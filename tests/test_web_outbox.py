@@ -4,12 +4,14 @@
 # which stand inside the tests.
 
 import json
+import logging
 import warnings
 from typing import Annotated, Any
 
 import anyio
 import httpx
 import pytest
+import structlog
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from serving import served
@@ -146,7 +148,7 @@ def test_the_response_decides(kind: str) -> None:
 @pytest.mark.parametrize("refusal", ["audit", "full", "stopped"])
 @pytest.mark.parametrize("kind", ["async", "sync"])
 def test_a_response_claims_no_success_when_the_events_are_not_accepted(kind: str, refusal: str, tmp_path) -> None:
-    """A 503 in its place; its background tasks do not run, and the error reaches the server."""
+    """A 503 in its place; its background tasks do not run."""
     log = RefusingLog(tmp_path / "log" / "events.jsonl")
     bus = EventBus(audit=log, max_pending_events=1, overflow_policy=OverflowPolicy.RAISE)
     app = shop(bus)
@@ -174,7 +176,7 @@ def test_a_response_claims_no_success_when_the_events_are_not_accepted(kind: str
             anyio.from_thread.run(bus.drain)
         return "done"
 
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app) as client:
         response = client.get(f"/{kind}", headers={ID: "req-1"})
         log.refuses = False
 
@@ -185,18 +187,35 @@ def test_a_response_claims_no_success_when_the_events_are_not_accepted(kind: str
     assert bus.stats().accepted == (refusal == "full")
 
 
-def test_the_error_of_a_refused_outbox_is_raised_to_the_server() -> None:
-    """So that logs and error trackers see it."""
-    bus = EventBus(max_pending_events=1, overflow_policy=OverflowPolicy.RAISE)
+@pytest.mark.parametrize("handled", [BackpressureError, Exception])
+def test_a_refusal_is_logged_and_answered_once(handled: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever handlers of exceptions the application has: it has begun its response, as far as it knows."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    bus, starts = EventBus(max_pending_events=1, overflow_policy=OverflowPolicy.RAISE), list[int]()
     app = shop(bus)
+
+    @app.exception_handler(handled)
+    async def explain(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({}, 418)
 
     @app.get("/")
     async def endpoint(outbox: OutboxDep) -> None:
         outbox.emit("cart.opened", {})
         outbox.emit("cart.opened", {})
 
-    with TestClient(app) as client, pytest.raises(BackpressureError):
-        client.get("/")
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        async def noting(message: Any) -> None:
+            starts.extend([message["status"]] if message["type"] == "http.response.start" else [])
+            await send(message)
+
+        await app(scope, receive, noting)
+
+    with TestClient(watched) as client:
+        assert client.get("/").status_code == 503
+
+    assert starts == [503]
+    assert "the events of a request were not accepted" in (log := capsys.readouterr().out)
+    assert "BackpressureError" in log
 
 
 def test_the_response_waits_for_room() -> None:

@@ -4,7 +4,7 @@
 >>> from litestar.di import Provide
 >>> bus = EventBus()
 >>> @post("/orders/{number:int}")
-... async def order(number: int, bus: EventBus) -> None:
+... async def order(number: int, bus: BusDep) -> None:
 ...     await bus.emit("order.placed", {"number": number})
 >>> app = Litestar(
 ...     [order],
@@ -16,12 +16,14 @@
 
 from __future__ import annotations
 
-from aperion.bus import EventBus  # noqa: TC001 - Litestar reads the annotation
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from aperion.bus import EventBus
 from aperion.integrations.asgi import CorrelationMiddleware, bus_of, lifespan
 from aperion.integrations.outbox import OutboxMiddleware, outbox_of
 from aperion.integrations.sse import ServerSentEvents
 from aperion.integrations.status import StatusApp
-from aperion.outbox import Outbox  # noqa: TC001 - Litestar reads the annotation
+from aperion.outbox import Outbox
 
 try:
     from litestar.types import Scope  # noqa: TC002 - Litestar reads the annotation
@@ -32,7 +34,9 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "BusDep",
     "CorrelationMiddleware",
+    "OutboxDep",
     "OutboxMiddleware",
     "ServerSentEvents",
     "StatusApp",
@@ -59,3 +63,21 @@ async def provide_outbox(scope: Scope) -> Outbox:
         ConfigurationError: without ``OutboxMiddleware``, once the response has begun, and for a websocket.
     """
     return await outbox_of(scope)
+
+
+def _named(kind: type) -> Any:
+    """Mark a type as that of a dependency, as Litestar wants it from 2.23 on."""
+    try:
+        from litestar.di import NamedDependency
+    except ImportError:
+        return kind
+    marked: Any = NamedDependency
+    return marked[kind]
+
+
+if TYPE_CHECKING:
+    BusDep: TypeAlias = EventBus
+    OutboxDep: TypeAlias = Outbox
+else:
+    BusDep = _named(EventBus)
+    OutboxDep = _named(Outbox)

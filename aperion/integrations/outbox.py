@@ -38,8 +38,8 @@ class OutboxMiddleware:
     into a response of status 200 has ended well.
 
     When the bus cannot accept them (it is full under ``RAISE``, the audit log refuses, it drains), the client gets
-    a 503 in place of the response; the error is raised to the application, so that no background task of the
-    response runs. Under ``BLOCK`` the response waits until there is room.
+    a 503 in place of the response, and a line of the log says why. The error is raised inside the application, so
+    that no background task of the response runs. Under ``BLOCK`` the response waits until there is room.
 
     One inside another one, such as in a mounted application, leaves it to the outer one.
     """
@@ -57,6 +57,9 @@ class OutboxMiddleware:
         held = scope["state"][OUTBOX] = _Held()
         try:
             await self.app(scope, receive, _ending(held, send))
+        except Exception:
+            if not held.refused:  # else it is answered, and this is what the refusal has made of the application
+                raise
         finally:
             await held.discard()
 
@@ -82,13 +85,15 @@ async def outbox_of(scope: Mapping[str, Any], bus: EventBus | None = None) -> Ou
 class _Held:
     """The outbox of one request."""
 
-    # Mutable: both, while the request is served.
-    __slots__ = ("_block", "_ended", "_outbox")
+    # Mutable: all of it, while the request is served.
+    __slots__ = ("_block", "_bus", "_ended", "_outbox", "refused")
 
     def __init__(self) -> None:
         self._block: AbstractAsyncContextManager[Outbox] | None = None
+        self._bus: EventBus | None = None
         self._outbox: Outbox | None = None
         self._ended = False
+        self.refused = False
 
     async def open(self, bus: EventBus) -> Outbox:
         """Return the outbox, or make it."""
@@ -97,25 +102,36 @@ class _Held:
         if self._outbox is None:
             block = bus.outbox()
             self._outbox = await block.__aenter__()
-            self._block = block
+            self._block, self._bus = block, bus
         return self._outbox
 
     async def accept(self) -> None:
-        """Have the bus accept what is held."""
-        self._ended = True
-        block, self._block = self._block, None
-        if block is not None:
-            await block.__aexit__(None, None, None)
+        """Have the bus accept what is held; raises what it raises."""
+        try:
+            await self._end()
+        except Exception as error:
+            self.refused = True
+            text = self._bus.redactor.redact_exception(error)[0] if self._bus is not None else ""
+            _log.error("the events of a request were not accepted", error_type=type(error).__name__, error=text)
+            raise
 
     async def discard(self) -> None:
         """Drop what is held; never waits, since nothing is left to accept."""
         if self._outbox is not None and self._block is not None:
             self._outbox.discard()
-        await self.accept()
+        await self._end()
+
+    async def _end(self) -> None:
+        self._ended = True
+        block, self._block = self._block, None
+        if block is not None:
+            await block.__aexit__(None, None, None)
 
 
 def _ending(held: _Held, send: Send) -> Send:
     async def send_after_events(message: Message) -> None:
+        if held.refused:
+            return  # what the application makes of the refusal; the client has its answer
         if message["type"] == "http.response.start":
             if message["status"] >= _FAILURES:
                 await held.discard()
@@ -129,12 +145,9 @@ def _ending(held: _Held, send: Send) -> Send:
 async def _accept_or_refuse(held: _Held, send: Send) -> None:
     try:
         await held.accept()
-    except Exception as error:
-        _log.error("the events of a request were not accepted", error_type=type(error).__name__)
-        headers: list[Any] = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(_REFUSAL)).encode("ascii")),
-        ]
+    except Exception:
+        length = str(len(_REFUSAL)).encode("ascii")
+        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": _REFUSAL})
         raise
