@@ -156,6 +156,10 @@ class DeliveryError(AperionError):
         self.errors = dict(errors)
 
 
+class InjectedError(AperionError):
+    """Raised on purpose in a test, around a handler, by ``aperion.testing.failing``."""
+
+
 class StreamOverflowError(AperionError):
     """Raised to the reader of ``stream`` who fell further behind than its buffer."""
 
@@ -185,13 +189,19 @@ class AuditError(AperionError):
 
 
 class AuditUnavailable(AuditError, OSError):  # noqa: N818 - reads as a state, the way operators name it
-    """Raised by ``emit`` when the audit log cannot take the record; the event was not dispatched."""
+    """Raised by ``emit`` when the audit log cannot take the record; the event was not dispatched.
 
-    def __init__(self, path: object, reason: str) -> None:
-        super().__init__(
-            f"the audit log {path} cannot be written ({reason}), so the event was not accepted; "
-            "free the disk or fix the file, then emit again"
+    Also where a bus starts and its log cannot be opened.
+    """
+
+    def __init__(self, path: object, reason: str, *, opening: bool = False) -> None:
+        what = "opened" if opening else "written"
+        follows = (
+            "so the bus did not start; fix that, or use another path"
+            if opening
+            else "so the event was not accepted; free the disk or fix the file, then emit again"
         )
+        super().__init__(f"the audit log {path} cannot be {what} ({reason}), {follows}")
         self.path = path
         self.reason = reason
 

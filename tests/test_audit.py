@@ -861,12 +861,14 @@ async def test_a_file_of_somebody_else_is_left_alone(path: Path, content: bytes)
     """A mistyped path must not cost a file: it is refused, whole, and no other file is made of it."""
     path.parent.mkdir(0o700)
     path.write_bytes(content)
+    path.chmod(0o644)
 
     with pytest.raises(aperion.AuditUnavailable, match="the file there is no audit log"):
         await AuditLog(path).start()
 
     assert path.read_bytes() == content
-    assert not path.with_name("events.jsonl.torn").exists()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64 + 1, -(2**70), 10**308, 10**309, 10**4_000, -(10**4_000)])

@@ -75,6 +75,12 @@ class LogFile:
         """Take away what stands behind an offset."""
         os.ftruncate(self._fd, size)
 
+    def protect(self) -> None:
+        """See that only its owner can read it, which ``logrotate`` may have made otherwise."""
+        found = os.fstat(self._fd)
+        if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != _MODE:
+            os.fchmod(self._fd, _MODE)
+
     def moved(self) -> bool:
         """Tell whether another file, or none, has the path now."""
         try:
@@ -156,6 +162,4 @@ def _opened(path: Path) -> tuple[int, Identity]:
     if not stat.S_ISREG(found.st_mode):
         os.close(fd)
         raise AuditUnavailable(path, "it is no regular file")
-    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != _MODE:  # as logrotate may have made it
-        os.fchmod(fd, _MODE)
     return fd, (found.st_dev, found.st_ino)

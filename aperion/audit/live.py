@@ -193,6 +193,7 @@ class Live:
 
     def _open_next(self) -> None:
         file, before = LogFile(self.path), self.file
+        file.protect()
         self.file, self.size = file, file.size
         before.close()
         if self._is_begun:  # and moved by somebody else
@@ -259,6 +260,7 @@ class Live:
             AuditUnavailable: for a file of somebody else.
         """
         self._check_is_ours()
+        self.file.protect()
         self.size = self.file.last_line_end()
         start = max(self.size - _LOOK_BACK, 0)
         block = self.file.read(start, self.size - start)
@@ -289,7 +291,7 @@ class Live:
         """
         begin = self.file.read(0, len(_BEGIN))
         if not _BEGIN.startswith(begin) and begin.strip(b"\0"):
-            raise AuditUnavailable(self.path, "the file there is no audit log; move it away, or use another path")
+            raise AuditUnavailable(self.path, "the file there is no audit log")
 
     def _take_over(self, head: bytes) -> None:
         begin = opened(head)

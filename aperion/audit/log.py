@@ -375,7 +375,7 @@ class AuditLog(Reader):
                 already, and for a path or a ring that is not ours to write.
         """
         if self._is_open:
-            raise AuditUnavailable(self.path, "it is open already; each bus needs a log of its own")
+            raise AuditUnavailable(self.path, "it is open already; each bus needs a log of its own", opening=True)
         self._loop = asyncio.get_running_loop()
         self._parts = await anyio.to_thread.run_sync(self._open)
         self._parts.writer.on_progress = self._progressed
@@ -389,10 +389,10 @@ class AuditLog(Reader):
     def _open(self) -> Parts:
         try:
             return open_parts(self._setup)
-        except AuditUnavailable:
-            raise
+        except AuditUnavailable as error:
+            raise AuditUnavailable(self.path, error.reason, opening=True) from None
         except OSError as error:
-            raise AuditUnavailable(self.path, reason_of(error)) from error
+            raise AuditUnavailable(self.path, reason_of(error), opening=True) from error
 
     def reopen(self) -> None:
         """Go on in whatever file has the path now, such as after ``logrotate``; from any thread, does not wait."""

@@ -112,6 +112,7 @@ def open_parts(log: Setup) -> Parts:
         on_failure.callback(lambda: live.file.close())  # noqa: PLW0108 - it may be another file by then
         fd = lock(ring_path, log.path)
         on_failure.callback(os.close, fd)
+        on_failure.callback(_remove_empty, fd, ring_path)
         if live.file.moved():  # by whoever had the lock until now
             live.file.close()
             live.file = LogFile(path)
@@ -159,6 +160,12 @@ def clear(path: Path) -> list[Path]:
         _unlinked(ring_path)
         os.close(fd)
     return removed
+
+
+def _remove_empty(fd: int, ring_path: Path) -> None:
+    """Leave no file behind where a log could not be opened and there was none."""
+    if not os.fstat(fd).st_size:
+        _unlinked(ring_path)
 
 
 def _unlinked(path: Path) -> bool:
