@@ -191,3 +191,11 @@ def test_a_key_tells_its_id_and_keeps_its_secret() -> None:
         RedactionKey("k1", b"short")
     with pytest.raises(ConfigurationError, match="is no key id"):
         RedactionKey("K 1", b"0123456789abcdef")
+
+
+def test_a_disabled_redactor_keeps_numbers_as_they_are_wherever_they_stand() -> None:
+    """RED-1: a number that could be one of a card, as a key too."""
+    data = {4111111111111111: 1, "n": 4111111111111111, "inner": [{4111111111111111: 4111111111111111}]}
+
+    assert Redactor(enabled=False).redact(data) == data
+    assert "4111111111111111" not in str(Redactor().redact(data))

@@ -73,10 +73,11 @@ class KeyView:
     """The names in mappings, decided one by one and remembered up to a bound."""
 
     # Mutable: plain and _known grow to their bound and are then emptied.
-    __slots__ = ("_hides", "_known", "_scrub", "plain")
+    __slots__ = ("_cards", "_hides", "_known", "_scrub", "plain")
 
-    def __init__(self, hides: Hides, scrub: Scrub) -> None:
+    def __init__(self, hides: Hides, scrub: Scrub, *, cards: bool) -> None:
         self.plain: dict[Any, str] = {}
+        self._cards = cards  # whether a number that could be one of a card is hidden
         self._known: dict[str, Verdict] = {}
         self._hides = hides
         self._scrub = scrub
@@ -85,7 +86,7 @@ class KeyView:
         """Return what happens to the value under a key of any type."""
         name = key_text(key)
         if name is None:
-            return Verdict(kind_marker("CC") if isinstance(key, int) and is_card(str(key)) else key)
+            return Verdict(kind_marker("CC") if self._cards and isinstance(key, int) and is_card(str(key)) else key)
         known = self._known.get(name)
         return self._learned(name) if known is None else known
 

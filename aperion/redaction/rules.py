@@ -55,7 +55,7 @@ class Rules:
         self.limits = limits
         self.public = self if public is None else public  # what holds inside a Public field
         self.failures = 0
-        self.names = KeyView(hides, scrub)
+        self.names = KeyView(hides, scrub, cards=public is not None)
         self._markers = markers
         self._fields: dict[type[Any], FieldView] = {}
 
