@@ -1,7 +1,8 @@
-"""What users get for their own tests."""
+"""What users get for their own tests: recording, waiting, faking, and running one handler."""
 
 from __future__ import annotations
 
+import threading
 import time
 
 import anyio
@@ -9,9 +10,10 @@ import pytest
 
 import aperion
 from aperion import Event, EventBus
-from aperion.testing import Recorder, recording
+from aperion.delivery import OutcomeState
+from aperion.errors import HandlerTimeoutError
+from aperion.testing import Recorder, call, fake, recording, virtual_time
 
-pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.anyio
 
 
@@ -37,6 +39,16 @@ async def test_a_recorder_keeps_what_was_accepted_in_order() -> None:
     assert len(recorded) == 0
 
 
+async def test_a_recording_may_be_of_some_types_only() -> None:
+    async with EventBus() as bus:
+        with recording(bus, "chat.*", Login) as recorded:
+            await bus.emit(Login(username="alice"))
+            await bus.emit("order.placed", {})
+            await bus.emit("chat.sent", {})
+
+    assert [e.event_type for e in recorded.events] == ["testing.login", "chat.sent"]
+
+
 async def test_assertions_pass_and_return_the_event_or_list_what_there_was() -> None:
     async with EventBus() as bus:
         with recording(bus) as recorded:
@@ -59,6 +71,51 @@ async def test_assertions_pass_and_return_the_event_or_list_what_there_was() -> 
         recorded.assert_emitted(Login, times=3)
     with pytest.raises(AssertionError, match="expected never"):
         recorded.assert_not_emitted("testing.*")
+
+
+async def test_within_counts_seconds_from_the_begin_of_the_recording_or_since_it_was_cleared() -> None:
+    async with EventBus() as bus:
+        with virtual_time(bus) as clock, recording(bus) as recorded, anyio.fail_after(50):
+            await clock.advance(10)
+            await bus.emit("chat.sent", {"n": 1})
+            await clock.advance(10)
+            await bus.emit("chat.sent", {"n": 2})
+
+            assert recorded.assert_emitted("chat.sent", within=10, times=1).payload["n"] == 1
+            with pytest.raises(
+                AssertionError, match=r"0 times within 9 s, expected at least once(.|\n)*after 10\.000 s"
+            ):
+                recorded.assert_emitted("chat.sent", within=9)
+            recorded.clear()
+            await clock.advance(3)
+            await bus.emit("chat.sent", {"n": 3})
+            assert recorded.assert_emitted("chat.sent", within=3.1).payload["n"] == 3
+
+
+async def test_waiting_for_an_event_returns_it_at_once_or_when_it_comes() -> None:
+    async with EventBus() as bus:
+        with recording(bus) as recorded, anyio.fail_after(5):
+            await bus.emit("chat.sent", {"n": 1})
+            assert (await recorded.wait_for("chat.*")).payload["n"] == 1
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(bus.emit, Login(username="alice"))
+                group.start_soon(bus.emit, Login(username="bob"))
+                second = await recorded.wait_for(Login, times=2)
+                bob = await recorded.wait_for(Login, where=lambda e: e.payload.username == "bob")
+
+    assert second is bob
+
+
+async def test_waiting_in_vain_tells_what_came_instead() -> None:
+    async with EventBus() as bus:
+        with recording(bus) as recorded, anyio.fail_after(5):
+            await bus.emit(Login(username="alice"))
+            with pytest.raises(TimeoutError, match=r"'order\.\*' was emitted 0 times within 0\.01 s") as caught:
+                await recorded.wait_for("order.*", timeout=0.01)
+
+    assert "1 x testing.login" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 async def test_settle_waits_for_all_that_an_event_caused() -> None:
@@ -91,49 +148,182 @@ async def test_settle_waits_for_all_that_an_event_caused() -> None:
     assert [o.ok for o in recorded.outcomes_of("*.happened")] == [True] * 3
 
 
-async def test_settle_names_what_is_still_in_flight() -> None:
+async def test_settle_shows_where_a_handler_waits() -> None:
+    """Through what it calls, an async generator among them, and without the frames of the bus."""
     async with EventBus(drain_timeout=0.01) as bus:
+
+        async def pages():
+            await anyio.sleep_forever()  # the line that is looked for
+            yield 1
+
+        async def read_all() -> None:
+            async for _ in pages():
+                pass
 
         @bus.on("slow.event", name="sleepyhead")
         async def slow(event: Event) -> None:
-            await anyio.sleep(60)
+            await read_all()
 
-        with recording(bus) as recorded, pytest.raises(TimeoutError, match=r"slow\.event .* \(in sleepyhead\)"):
+        with recording(bus) as recorded, pytest.raises(TimeoutError) as caught:
             await bus.emit("slow.event", {})
             await recorded.settle(timeout=0.05)
 
+    told = str(caught.value)
+    event_id = recorded.events[0].event_id
+    assert f"slow.event {event_id} is in sleepyhead\n" in told
+    places = [told.index(text) for text in ("in slow\n", "in read_all\n", "in pages\n", "the line that is looked for")]
+    assert places == sorted(places)
+    assert "aperion/_runtime" not in told
 
-def test_the_plugin_brings_a_running_bus_and_a_recorder(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        """
-        import pytest
 
-        pytestmark = pytest.mark.anyio
+async def test_settle_shows_where_the_thread_of_a_sync_handler_is() -> None:
+    go_on = threading.Event()
 
-        @pytest.fixture
-        def anyio_backend():
-            return "asyncio"
+    def dig_deeper() -> None:
+        go_on.wait(10)  # the line that is looked for
 
-        async def test_passes(bus, recorded):
-            await bus.emit("chat.sent", {})
-            await recorded.settle()
-            recorded.assert_emitted("chat.sent", times=1)
+    async with EventBus() as bus:
 
-        async def test_starts_anew(recorded):
-            recorded.assert_not_emitted("chat.sent")
+        @bus.on("slow.event", name="digger")
+        def dig(event: Event) -> None:
+            dig_deeper()
 
-        async def test_fails(bus, recorded):
-            await bus.emit("chat.sent", {})
-            recorded.assert_emitted("order.placed")
-        """
-    )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+        with recording(bus) as recorded, pytest.raises(TimeoutError) as caught:
+            await bus.emit("slow.event", {})
+            await recorded.settle(timeout=0.05)
+        go_on.set()
 
-    result.assert_outcomes(passed=2, failed=1)
-    result.stdout.fnmatch_lines(["*1 x chat.sent*"])
+    told = str(caught.value)
+    assert "is in digger in its thread\n" in told
+    assert told.index("in dig\n") < told.index("in dig_deeper\n") < told.index("the line that is looked for")
+
+
+async def test_settle_tells_what_waits_for_a_retry_and_what_has_not_started() -> None:
+    async with EventBus(drain_timeout=0.01, max_concurrent_events=1) as bus:
+
+        @bus.on("bad.event", name="unlucky", retry=aperion.Retry(attempts=3, wait_initial=20))
+        async def fail(event: Event) -> None:
+            raise ValueError
+
+        @bus.on("slow.event")
+        async def slow(event: Event) -> None:
+            await anyio.sleep_forever()
+
+        with recording(bus) as recorded, pytest.raises(TimeoutError) as caught:
+            await bus.emit("bad.event", {})
+            await bus.emit("slow.event", {})
+            await bus.emit("late.event", {})
+            await recorded.settle(timeout=0.05)
+
+    bad, _, late = recorded.events
+    assert f"bad.event {bad.event_id} waits for attempt 2 in unlucky" in str(caught.value)
+    assert f"late.event {late.event_id} is not started" in str(caught.value)
 
 
 async def test_recording_needs_a_running_bus() -> None:
     with pytest.raises(aperion.BusNotRunningError), recording(EventBus()):
         pass
     assert isinstance(Recorder(EventBus()).events, list)
+
+
+async def test_a_fake_records_and_runs_no_handler_of_the_types_it_is_for() -> None:
+    ran: list[str] = []
+    async with EventBus() as bus:
+
+        @bus.on("*", name="all")
+        async def handle(event: Event) -> None:
+            ran.append(event.event_type)
+
+        with fake(bus, "email.*", Login) as faked, anyio.fail_after(5):
+            mail = await bus.emit("email.sent", {"to": "alice"})
+            await bus.emit(Login(username="alice"))
+            await bus.emit("order.placed", {})
+        with anyio.fail_after(5):
+            await bus.emit("email.sent", {"to": "bob"})
+            outcomes = await mail.settled()
+            await bus.wait_settled()
+
+    assert ran == ["order.placed", "email.sent", "system.shutdown"]
+    assert [e.event_type for e in faked.events] == ["email.sent", "testing.login"]
+    assert outcomes["all"].state is OutcomeState.SKIPPED
+    assert outcomes.ok
+
+
+async def test_a_fake_of_everything_covers_dispatch_keys_and_events_that_start_after_it() -> None:
+    ran: list[str] = []
+    async with EventBus() as bus:
+
+        @bus.on(["order.*", "system.*"])
+        def handle(event: Event) -> None:
+            ran.append(event.event_type)
+
+        with anyio.fail_after(5):
+            await bus.wait_settled()
+            ran.clear()
+            with fake(bus) as faked:
+                assert len(await bus.dispatch("order.placed", {}, key="7")) == 1
+                for _ in range(3):
+                    bus.emit_nowait("order.paid", {}, key="7")  # none of them has started when the block ends
+            real = await bus.emit("order.shipped", {}, key="7")
+            assert (await real.settled()).ok
+
+    assert ran == ["order.shipped", "system.shutdown"]
+    assert len(faked) == 4
+
+
+async def test_calling_a_handler_gives_what_it_returns_and_the_context_of_a_bus() -> None:
+    seen: list[object] = []
+
+    async def greet(event: Event[Login]) -> str:
+        seen.append((aperion.current_event() is event, aperion.get_correlation_id()))
+        return f"hello {event.payload.username}"
+
+    def shout(event: Event) -> str:
+        seen.append((aperion.current_event() is event, threading.current_thread() is threading.main_thread()))
+        return event.payload["text"].upper()
+
+    with anyio.fail_after(5):
+        assert await call(greet, Login(username="alice"), correlation_id="req-1") == "hello alice"
+        assert await call(shout, "chat.sent", {"text": "hi"}) == "HI"
+
+    assert seen == [(True, "req-1"), (True, False)]
+
+
+async def test_calling_a_handler_with_an_event_keeps_the_event_as_it_is() -> None:
+    async with EventBus() as bus:
+        event = (await bus.emit(Login(username="alice"), key="k", headers={"tenant": "7"})).event
+
+    async def tell(handled: Event) -> tuple:
+        return handled.event_id, handled.headers["tenant"], handled.key
+
+    with anyio.fail_after(5):
+        assert await call(tell, event) == (event.event_id, "7", "k")
+
+
+async def test_calling_a_handler_raises_what_it_raises_and_applies_the_timeout() -> None:
+    async def fail(event: Event) -> None:
+        raise KeyError("gone")
+
+    async def hang(event: Event) -> None:
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(5):
+        with pytest.raises(KeyError, match="gone"):
+            await call(fail, "chat.sent", {})
+        with pytest.raises(HandlerTimeoutError, match=r"within 0\.01 s"):
+            await call(hang, "chat.sent", {}, timeout=0.01)
+        with pytest.raises(aperion.ValidationError):
+            await call(fail, "no type", {})
+
+
+async def test_what_a_called_handler_emits_goes_to_its_own_bus_as_a_child() -> None:
+    async with EventBus() as bus:
+
+        async def place(event: Event[Login]) -> None:
+            await bus.emit("order.placed", {})
+
+        with fake(bus) as faked, anyio.fail_after(5):
+            await call(place, Login(username="alice"), correlation_id="req-1", event_id="parent")
+
+    child = faked.assert_emitted("order.placed", times=1)
+    assert (child.causation_id, child.correlation_id, child.hops) == ("parent", "req-1", 1)

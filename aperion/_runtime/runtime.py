@@ -345,7 +345,7 @@ class Runtime:
             await self._synced_here(receipt, synced)
         if event.key is not None:
             await self._turn(receipt)
-        receipt.plan = self._resolve(event.event_type)
+        receipt.plan = receipt.plan or self._resolve(event.event_type)  # a listener may have decided who gets it
         coroutine = self.execution.deliver(receipt)
         context = copy_context()
         try:
@@ -443,7 +443,7 @@ class Runtime:
                 if unit.is_settled:  # dropped while it stood in line
                     continue
                 unit.begun = True
-                unit.plan = self._resolve(unit.event.event_type)
+                unit.plan = unit.plan or self._resolve(unit.event.event_type)
                 if self._observes and not unit.system:
                     self.reporter.begun(unit.event, monotonic() - unit.started)
                 coroutine = execution.deliver(unit)
@@ -755,7 +755,7 @@ class Runtime:
         waiting = self._backlog.unstarted()
         for receipt in waiting:
             receipt.begun = True
-            receipt.plan = self._resolve(receipt.event.event_type)
+            receipt.plan = receipt.plan or self._resolve(receipt.event.event_type)
             self.execution.give_up(receipt, "the bus drained, and its deadline passed before this handler ran")
         self._backlog.ready.clear()
         self._close()

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any, overload
 
 import anyio
 
 from aperion.naming import RESERVED_DOMAIN
-from aperion.patterns import check_pattern, matches
+from aperion.patterns import matches
+from aperion.testing.running import Wanted, limited_to, meant, pattern_of
+from aperion.testing.stacks import in_flight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from aperion.bus import EventBus
     from aperion.delivery import Filter, Outcomes, Receipt
-    from aperion.events import Event, Payload
+    from aperion.events import Event
     from aperion.router import M
 
 
 class Recorder:
     """The events that a bus has accepted since the recording began, in that order."""
 
-    # Mutable: the receipts, which grow as events are accepted.
+    # Mutable: all but the bus; the receipts and their times grow as events are accepted.
     def __init__(self, bus: EventBus) -> None:
         self.bus = bus
         self.receipts: list[Receipt] = []
+        self._times: list[float] = []  # of each receipt, by the clock of the loop
+        self._began = _now()
+        self._news: anyio.Event | None = None
 
     def __len__(self) -> int:
         """Count the events, those of the bus itself left out."""
@@ -35,114 +42,181 @@ class Recorder:
     @property
     def events(self) -> list[Event[Any]]:
         """The events, those of the bus itself (``system.*``) left out."""
-        return [event for event in self._all() if event.event_type.partition(".")[0] != RESERVED_DOMAIN]
+        return [event for event, _ in self._timed()]
 
     @overload
     def of(self, wanted: type[M]) -> list[Event[M]]: ...
     @overload
     def of(self, wanted: str) -> list[Event[Any]]: ...
-    def of(self, wanted: str | type[Payload]) -> list[Event[Any]]:
+    def of(self, wanted: Wanted) -> list[Event[Any]]:
         """Return the events of a model, or those that match a pattern; ``system.*`` works too."""
-        pattern = _pattern(wanted)
-        return [event for event in self._all() if matches(pattern, event.event_type)]
+        pattern = pattern_of(wanted)
+        return [receipt.event for receipt in self.receipts if matches(pattern, receipt.event.event_type)]
 
-    def outcomes_of(self, wanted: str | type[Payload]) -> list[Outcomes]:
+    def outcomes_of(self, wanted: Wanted) -> list[Outcomes]:
         """Return how the events of a model or pattern ended, as far as they have."""
-        pattern = _pattern(wanted)
+        pattern = pattern_of(wanted)
         found = [r.outcomes for r in self.receipts if matches(pattern, r.event.event_type)]
         return [outcomes for outcomes in found if outcomes is not None]
 
     @overload
-    def assert_emitted(self, wanted: type[M], *, times: int | None = ..., where: Filter | None = ...) -> Event[M]: ...
-    @overload
-    def assert_emitted(self, wanted: str, *, times: int | None = ..., where: Filter | None = ...) -> Event[Any]: ...
     def assert_emitted(
-        self, wanted: str | type[Payload], *, times: int | None = None, where: Filter | None = None
+        self, wanted: type[M], *, times: int | None = ..., where: Filter | None = ..., within: float | None = ...
+    ) -> Event[M]: ...
+    @overload
+    def assert_emitted(
+        self, wanted: str, *, times: int | None = ..., where: Filter | None = ..., within: float | None = ...
+    ) -> Event[Any]: ...
+    def assert_emitted(
+        self, wanted: Wanted, *, times: int | None = None, where: Filter | None = None, within: float | None = None
     ) -> Event[Any]:
-        """Return the first event that matches.
+        """Return the first event that matches; never waits, see ``wait_for``.
 
         Args:
             wanted: a model or a pattern.
             times: how often exactly; at least once when None. For never, see ``assert_not_emitted``.
             where: a filter.
+            within: only what was emitted in the first so many seconds of the recording counts, or after
+                the last ``clear()``; by the clock of the loop, so that a ``VirtualClock`` counts too.
 
         Raises:
-            AssertionError: with a list of what was emitted, payloads redacted.
+            AssertionError: with a list of what was emitted and when, payloads redacted.
         """
-        found = [event for event in self.of(wanted) if where is None or where(event)]
+        found = self._found(wanted, where, within)
         if not found or (times is not None and len(found) != times):
             expected = "at least once" if times is None else f"{times} times"
-            raise AssertionError(self._report(f"{_shown(wanted)} was emitted {len(found)} times, expected {expected}"))
+            limit = "" if within is None else f" within {within:g} s"
+            headline = f"{_shown(wanted)} was emitted {len(found)} times{limit}, expected {expected}"
+            raise AssertionError(self._report(headline))
         return found[0]
 
-    def assert_not_emitted(self, wanted: str | type[Payload], *, where: Filter | None = None) -> None:
+    def assert_not_emitted(self, wanted: Wanted, *, where: Filter | None = None) -> None:
         """Check that no event matches.
 
         Raises:
-            AssertionError: with a list of what was emitted, payloads redacted.
+            AssertionError: with a list of what was emitted and when, payloads redacted.
         """
-        found = [event for event in self.of(wanted) if where is None or where(event)]
+        found = self._found(wanted, where, None)
         if found:
             raise AssertionError(self._report(f"{_shown(wanted)} was emitted {len(found)} times, expected never"))
+
+    @overload
+    async def wait_for(
+        self, wanted: type[M], *, timeout: float = ..., where: Filter | None = ..., times: int = ...
+    ) -> Event[M]: ...
+    @overload
+    async def wait_for(
+        self, wanted: str, *, timeout: float = ..., where: Filter | None = ..., times: int = ...
+    ) -> Event[Any]: ...
+    async def wait_for(
+        self, wanted: Wanted, *, timeout: float = 5.0, where: Filter | None = None, times: int = 1
+    ) -> Event[Any]:
+        """Return an event that matches: at once if it was recorded, else as soon as it is accepted.
+
+        Its handlers may not have run by then; ``settle`` waits for them.
+
+        Args:
+            wanted: a model or a pattern.
+            timeout: real seconds.
+            where: a filter.
+            times: how many have to match; the last of them is returned.
+
+        Raises:
+            TimeoutError: with a list of what was emitted instead, payloads redacted.
+        """
+        with limited_to(timeout):
+            while len(found := self._found(wanted, where, None)) < times:
+                self._news = self._news or anyio.Event()
+                await self._news.wait()
+            return found[times - 1]
+        found = self._found(wanted, where, None)
+        raise TimeoutError(
+            self._report(f"{_shown(wanted)} was emitted {len(found)} times within {timeout:g} s, waited for {times}")
+        )
 
     async def settle(self, timeout: float = 5.0) -> None:
         """Wait until everything that was emitted has ended, and all that it caused.
 
         Raises:
-            TimeoutError: after ``timeout`` seconds, naming what is still in flight.
+            TimeoutError: after ``timeout`` real seconds, with what is in flight, and where in its code each
+                handler is that has not ended.
         """
-        with anyio.move_on_after(timeout):
+        with limited_to(timeout):
             await self.bus.wait_settled()
             return
-        left = [f"{r.event.event_type} {r.event_id}{_waiting_for(r)}" for r in self.receipts if not r.is_settled]
-        raise TimeoutError(
-            f"still in flight after {timeout:g} s: {'; '.join(left) or 'events from before the recording'}"
-        )
+        raise TimeoutError(f"still in flight after {timeout:g} s:\n{in_flight(self.bus._running('settle'))}")
 
     def clear(self) -> None:
-        """Forget what was recorded so far."""
+        """Forget what was recorded so far; the seconds of ``within`` count from here."""
         self.receipts.clear()
+        self._times.clear()
+        self._began = _now()
 
-    def _all(self) -> list[Event[Any]]:
-        return [receipt.event for receipt in self.receipts]
+    def take(self, receipt: Receipt) -> None:
+        """Record an event that was just accepted."""
+        self.receipts.append(receipt)
+        self._times.append(_now() - self._began)
+        if self._news is not None:
+            self._news.set()
+            self._news = None
+
+    def _found(self, wanted: Wanted, where: Filter | None, within: float | None) -> list[Event[Any]]:
+        pattern = pattern_of(wanted)
+        return [
+            receipt.event
+            for receipt, seconds in zip(self.receipts, self._times, strict=True)
+            if matches(pattern, receipt.event.event_type)
+            and (within is None or seconds <= within)
+            and (where is None or where(receipt.event))
+        ]
+
+    def _timed(self) -> list[tuple[Event[Any], float]]:
+        pairs = zip(self.receipts, self._times, strict=True)
+        return [(r.event, at) for r, at in pairs if r.event.event_type.partition(".")[0] != RESERVED_DOMAIN]
 
     def _report(self, headline: str) -> str:
-        events = self.events
+        events = self._timed()
         if not events:
             return f"{headline}; nothing was emitted"
-        counts = Counter(event.event_type for event in events)
+        counts = Counter(event.event_type for event, _ in events)
         lines = [f"{headline}; emitted were:", *(f"  {count} x {name}" for name, count in counts.items()), "in order:"]
-        lines += [f"  {event.event_type} {self.bus.redactor.redact(event.payload)!r}" for event in events]
+        redact: Callable[[object], object] = self.bus.redactor.redact
+        lines += [f"  after {at:.3f} s {event.event_type} {redact(event.payload)!r}" for event, at in events]
         return "\n".join(lines)
 
 
 @contextmanager
-def recording(bus: EventBus) -> Iterator[Recorder]:
+def recording(bus: EventBus, *wanted: Wanted) -> Iterator[Recorder]:
     """Record what a running bus accepts, as long as the block lasts.
+
+    Args:
+        bus: a bus that runs.
+        wanted: models and patterns; everything without any.
 
     Raises:
         BusNotRunningError: when the bus does not run.
+        PatternError: for a pattern that cannot match.
     """
     recorder = Recorder(bus)
-    stop = bus.listen(recorder.receipts.append)
+    is_meant = meant(wanted) if wanted else None
+
+    def take(receipt: Receipt) -> None:
+        if is_meant is None or is_meant(receipt.event.event_type):
+            recorder.take(receipt)
+
+    stop = bus.listen(take)
     try:
         yield recorder
     finally:
         stop()
 
 
-def _pattern(wanted: str | type[Payload]) -> str:
-    return check_pattern(wanted, any_name=True) if isinstance(wanted, str) else wanted.event_type
+def _now() -> float:
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        return monotonic()
 
 
-def _shown(wanted: str | type[Payload]) -> str:
+def _shown(wanted: Wanted) -> str:
     return repr(wanted) if isinstance(wanted, str) else wanted.__qualname__
-
-
-def _waiting_for(receipt: Receipt) -> str:
-    if not receipt.begun:
-        return " (not started)"
-    if receipt.retrying:
-        return " (waits for a retry)"
-    left = receipt.plan[len(receipt.results) :]
-    return f" (in {left[0].name})" if left else ""
