@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections import deque
+from collections import Counter, deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -51,17 +51,20 @@ class Fault:
 class Faults:
     """The seed that decides, and what went wrong so far."""
 
-    # Mutable: the list, and the numbers of the events, as deliveries come.
+    # Mutable: the list, the numbers of the events and how often was drawn, as deliveries come.
     seed: int
     made: list[Fault] = field(default_factory=list)
-    _numbers: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    _numbers: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict, repr=False)
+    _draws: Counter[str] = field(default_factory=Counter, repr=False)
 
     def _draw(self, delivery: Delivery) -> random.Random:
         """Return the dice of one attempt: what it shows depends on its place among its like, on no timing of others."""
         event, name = delivery.event, delivery.subscription.name
         numbers = self._numbers.setdefault((name, event.event_type), {})
         number = numbers.setdefault(event.event_id, len(numbers))
-        return random.Random(f"{self.seed}|{name}|{event.event_type}|{number}|{delivery.attempt}")  # noqa: S311
+        place = f"{self.seed}|{name}|{event.event_type}|{number}|{delivery.attempt}"
+        self._draws[place] += 1  # more than one under duplicated()
+        return random.Random(f"{place}|{self._draws[place]}")  # noqa: S311 - guards nothing
 
     def _note(self, kind: str, delivery: Delivery) -> None:
         event = delivery.event
@@ -162,7 +165,8 @@ def _begun(name: str, rate: float, seed: int | None) -> Faults:
         raise ConfigurationError(f"rate={rate!r} makes no sense; it is a part of the deliveries, 0 to 1")
     if seed is None:
         seed = int(os.environ.get(SEED) or random.SystemRandom().randrange(2**32))
-    used.append(f"{name}(rate={rate:g}, seed={seed}); the same again: pass seed={seed}, or --aperion-seed={seed}")
+    if 0 < rate < 1:
+        used.append(f"{name}(rate={rate:g}, seed={seed}); for the same again: --aperion-seed={seed}")
     return Faults(seed)
 
 
