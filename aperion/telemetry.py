@@ -112,10 +112,10 @@ def extract_trace_context_from_headers(
     For ``opentelemetry.context.attach``, or ``tracer.start_span(name, context)``. Headers without a valid
     trace context give the current one.
     """
-    from opentelemetry import propagate
+    from opentelemetry import context, propagate
 
     pairs = headers.items() if hasattr(headers, "items") else headers
-    return propagate.extract({_text(name).lower(): _text(value) for name, value in pairs})
+    return propagate.extract({_text(name).lower(): _text(value) for name, value in pairs}, context.get_current())
 
 
 @contextmanager

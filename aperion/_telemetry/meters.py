@@ -125,8 +125,10 @@ def otel_unit(instrument: Instrument) -> str:
 
 def attributes_of(name: str, labels: Mapping[str, str]) -> dict[str, str]:
     """Return the labels of a measurement as OpenTelemetry's attributes."""
-    attributes = {_LABELS.get(label, f"aperion.{label}"): value for label, value in labels.items()}
     known = _BY_NAME.get(name)
+    if known is None:
+        return dict(labels)
+    attributes = {_LABELS.get(label, f"aperion.{label}"): value for label, value in labels.items()}
     if known not in _CONVENTIONAL:
         return attributes
     operation = _CONVENTIONAL[known][2]
