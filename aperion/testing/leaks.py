@@ -70,9 +70,8 @@ class _Watch:
     def left(self) -> list[str]:
         """Tell of what is left."""
         frames = sys._current_frames()
-        tasks = [
-            t for t in asyncio.all_tasks(self.loop) - self.tasks if not t.done() and t is not asyncio.current_task()
-        ]
+        known = {*self.tasks, asyncio.current_task()}
+        tasks = [task for task in asyncio.all_tasks(self.loop) - known if not _is_of_runner(task)]
         threads = [t for t in threading.enumerate() if t not in self.threads and not _is_idle(frames.get(t.ident or 0))]
         return [
             *(self._of_task(task) for task in tasks),
@@ -140,6 +139,11 @@ def _around(owner: type, name: str, note: Callable[..., object]) -> Iterator[Non
         yield
     finally:
         setattr(owner, name, method)
+
+
+def _is_of_runner(task: asyncio.Task[Any]) -> bool:
+    """Tell whether a task is how anyio's pytest plugin gets into the loop, for one step of a fixture."""
+    return getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")
 
 
 def _is_there(router: Router, subscription: Subscription) -> bool:
