@@ -14,15 +14,34 @@ if TYPE_CHECKING:
 
     from aperion._runtime.intake import EventDetails
     from aperion.events import Payload
+    from aperion.router import M
 
 R = TypeVar("R")
 
 
 @overload
 async def call(
+    handler: Callable[[Event[M]], Awaitable[R]],
+    event: M | Event[M],
+    /,
+    *,
+    timeout: float | None = ...,
+    **details: Unpack[EventDetails],
+) -> R: ...
+@overload
+async def call(
+    handler: Callable[[Event[M]], R],
+    event: M | Event[M],
+    /,
+    *,
+    timeout: float | None = ...,
+    **details: Unpack[EventDetails],
+) -> R: ...
+@overload
+async def call(
     handler: Callable[[Event[Any]], Awaitable[R]],
-    event: Event[Any] | Payload | str,
-    payload: Mapping[str, Any] | None = ...,
+    event: str,
+    payload: Mapping[str, Any],
     /,
     *,
     timeout: float | None = ...,
@@ -31,8 +50,8 @@ async def call(
 @overload
 async def call(
     handler: Callable[[Event[Any]], R],
-    event: Event[Any] | Payload | str,
-    payload: Mapping[str, Any] | None = ...,
+    event: str,
+    payload: Mapping[str, Any],
     /,
     *,
     timeout: float | None = ...,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import aperion
 from aperion.audit import Rotation
+from aperion.testing import Recorder, call, failing, fake
 
 
 class UserLogin(aperion.Payload, type="typing.user_login"):
@@ -59,3 +60,8 @@ aperion.Redactor(modes={"EMAIL": "partial"})  # error
 aperion.AuditLog("events.jsonl", rotation=Rotation(compress="lzma"))  # error
 aperion.AuditLog("events.jsonl").read(event="x")  # error
 aperion.AuditLog("events.jsonl").read(limit="5")  # error
+fake(bus, 5)  # error
+failing(bus, rate="often")  # error
+Recorder(bus).assert_emitted(5)  # error
+call(right, OrderPlaced(order_id=1))  # error
+call(right, "typing.user_login")  # error

@@ -21,6 +21,18 @@ from aperion.audit import (
     VerifyKey,
 )
 from aperion.redaction import Mode, RedactionKey
+from aperion.testing import (
+    Faults,
+    Recorder,
+    VirtualClock,
+    call,
+    duplicated,
+    failing,
+    fake,
+    no_leaks,
+    recording,
+    virtual_time,
+)
 
 
 class UserLogin(aperion.Payload, type="typing.user_login"):
@@ -157,3 +169,24 @@ async def look() -> None:
     assert_type(audit.stats(), AuditStats)
     assert_type(await audit.forget("c-7"), bool)
     audit.rotate_key(SigningKey.load("audit.key"))
+
+
+async def length(event: aperion.Event[UserLogin]) -> int:
+    return len(event.payload.username)
+
+
+async def test(recorded: Recorder, clock: VirtualClock) -> None:
+    assert_type(recorded.assert_emitted(UserLogin, times=1, within=3.5), aperion.Event[UserLogin])
+    assert_type(await recorded.wait_for(UserLogin, timeout=2, where=lambda e: True), aperion.Event[UserLogin])
+    assert_type(await recorded.wait_for("user.*", times=2), aperion.Event[Any])
+    assert_type(await call(length, UserLogin(username="a"), correlation_id="req-1"), int)
+    assert_type(await call(count, UserLogin(username="a"), timeout=None), int)
+    assert_type(await call(length, "typing.user_login", {"username": "a"}), int)
+    await call(untyped, UserLogin(username="a"))
+    await clock.advance(30)
+    assert_type(await clock.settle(within=60), float)
+    async with no_leaks(grace=1):
+        with recording(bus, "user.*") as some, fake(bus, UserLogin, "chat.*") as faked, virtual_time(bus) as own:
+            assert_type((some, faked, own), tuple[Recorder, Recorder, VirtualClock])
+        with duplicated(bus, rate=0.5), failing(bus, UserLogin, seed=1, error=ConnectionError) as faults:
+            assert_type(faults, Faults)
