@@ -37,6 +37,7 @@ RANKS: list[tuple[str, int]] = [
     ("telemetry", 7),
     ("testing", 7),
     ("integrations", 7),
+    ("catalogue", 7),
     ("cli", 8),
 ]
 PLACES = {name: place for place, (name, _) in enumerate(RANKS)}

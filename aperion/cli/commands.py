@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import sys
-from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Annotated
 
 import anyio
@@ -14,6 +12,7 @@ import typer
 
 from aperion.app import serve
 from aperion.cli.audit import audit
+from aperion.cli.catalogue import events, explain_type
 from aperion.cli.lines import STDIN, open_lines
 from aperion.cli.loading import load_app
 from aperion.cli.logs import log_others_to_stderr, log_to_stderr
@@ -23,14 +22,15 @@ from aperion.cli.reload import run_reloading
 from aperion.cli.rendering import rendered
 from aperion.cli.replay import Replay, Replayer
 from aperion.cli.screen import DEBUG, console
+from aperion.cli.stdout import own_stdout
 from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from aperion.cli.summary import Summary
 
 command = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+command.command(short_help="List event types, who emits and who handles them.")(events)
+command.command("explain", short_help="Show who gets an event type, and why.")(explain_type)
 command.add_typer(audit, name="audit", short_help="Read, search and check an audit log.")
 
 
@@ -92,7 +92,7 @@ def replay(
     "key", "source" and "headers". Exits with 0 when all went well, 1 when a line was bad or a
     delivery failed, 2 when nothing could be run, 130 after Ctrl-C.
     """
-    with _own_stdout(aside=as_json) as out:
+    with own_stdout(aside=as_json) as out:
         log_others_to_stderr()
         application, source = load_app(app), open_lines(file)
         if drain_timeout is not None:
@@ -157,16 +157,3 @@ def _print(summary: Summary, out: IO[str], *, as_json: bool) -> None:
         print(json.dumps(summary.to_dict()), file=out)
     else:
         console(out).print(rendered(summary))
-
-
-@contextmanager
-def _own_stdout(*, aside: bool) -> Iterator[IO[str]]:
-    """Keep standard output for us alone: what the application prints goes to standard error."""
-    if not aside:
-        yield sys.stdout
-        return
-    sys.stdout.flush()
-    kept = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with os.fdopen(kept, "w", encoding="utf-8") as out:
-        yield out

@@ -38,6 +38,10 @@ class Sensitive:
         """The name of the type in capitals: ``EMAIL``; ``KEY`` where no kind is given."""
         return kind_name(str(self.kind)) or KEY
 
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> Any:
+        """Say so in JSON schemas too, as ``x-aperion-sensitive``."""
+        return {**handler(core_schema), "x-aperion-sensitive": self.type}
+
 
 @dataclass(frozen=True, slots=True)
 class Public:
