@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from aperion.instruments import INSTRUMENTS
+from aperion.telemetry import CONVENTIONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
@@ -25,3 +31,30 @@ def test_links_on_a_page_lead_to_files(page: Path) -> None:
     """Relative ones; the chart is drawn by the benchmarks."""
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    """Names, kinds, labels and what they tell."""
+    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(aperion_\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+
+    told = [(name, kind, tuple(re.findall(r"`(\w+)`", labels)), about) for name, kind, labels, about in rows]
+    assert told == [(each.name, each.kind, each.labels, each.description) for each in INSTRUMENTS]
+    assert f"version {CONVENTIONS} " in page
+
+
+def test_what_the_page_on_the_catalogue_shows_is_what_the_commands_print() -> None:
+    """Line by line."""
+    page = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
+    for command, shown in re.findall(r"^\$ aperion (.*)\n((?:.+\n|\n(?!```))*?)```", page, re.MULTILINE):
+        done = subprocess.run(
+            [sys.executable, "-m", "aperion.cli", *command.split()],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        printed = done.stdout.splitlines()
+        assert [line for line in shown.splitlines() if line != "…" and line not in printed] == []

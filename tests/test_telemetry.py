@@ -108,8 +108,12 @@ async def test_name_kind_and_attributes_can_be_given(exporter: InMemorySpanExpor
     span = only(exporter)
     assert (span.name, span.kind) == ("send mail", SpanKind.CLIENT)
     assert dict(span.attributes or {}) == {
-        "queue": "mail", "n": 2, "to": "[REDACTED_EMAIL]", "password": "[REDACTED]",
-        "tags": ("a", "b"), "odd": "{1}",
+        "queue": "mail",
+        "n": 2,
+        "to": "[REDACTED_EMAIL]",
+        "password": "[REDACTED]",
+        "tags": ("a", "b"),
+        "odd": "{1}",
     }
 
 
