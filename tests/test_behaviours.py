@@ -27,6 +27,7 @@ FAMILIES = {
     "VAL": 10,
     "MET": 7,
     "COR": 11,
+    "OTL": 5,
     "FAST": 9,
     "STB": 10,
     "RED": 23,
@@ -40,7 +41,7 @@ PRI-a0/a1 PRI-b0/b1 PRI-c PRI-d PRI-e/f PRI-g/h
 BP-a BP-b BP-c BP-d BP-e BP-f BP-g BP-h BP-i
 COR-* COR-nested COR-reent COR-hdr/2/3 API-fastapi
 EVT-a/c/d ID-a/b/c DLQ-a/b DLQ-c DLQ-d DLQ-e DLQ-f..k
-MET-d MET-g/h MET-i MET-j/k MET-l..r VAL-a..g PAT-a/c/d
+MET-c/e/f MET-d MET-g/h MET-i MET-j/k MET-l..r OTL-a OTL-c OTL-d/e OTL-f/g/h VAL-a..g PAT-a/c/d
 RED-default RED-keys RED-case RED-readme RED-empty RED-values RED-fp RED-fields RED-dlq/log REDOS AUD-types
 ROT-f ROT-g ROT-a ROT-b ROT-c/d ROT-e
 AUD-c AUD-d AUD-e AUD-f AUD-g AUD-h AUD-i AUD-j2 AUD-k/l AUD-m/n

@@ -36,7 +36,7 @@ def test_links_on_a_page_lead_to_files(page: Path) -> None:
 def test_the_table_of_metrics_is_that_of_the_code() -> None:
     """Names, kinds, labels and what they tell."""
     page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(aperion_\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(aperion_\w+)` \| (\w+) \|(.*?)\| (.*?) \|$", page, re.MULTILINE)
 
     told = [(name, kind, tuple(re.findall(r"`(\w+)`", labels)), about) for name, kind, labels, about in rows]
     assert told == [(each.name, each.kind, each.labels, each.description) for each in INSTRUMENTS]

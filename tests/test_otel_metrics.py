@@ -162,7 +162,7 @@ async def test_values_and_ids_are_no_attributes() -> None:
 
 
 async def test_the_same_back_end_serves_several_buses() -> None:
-    """MET-e: they add up."""
+    """MET-c/e/f: they add up."""
     reader = Reader()
     async with EventBus(metrics=reader.metrics) as one, EventBus(metrics=reader.metrics) as two:
         await one.emit("user.login", {})

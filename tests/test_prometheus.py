@@ -62,7 +62,7 @@ async def test_every_instrument_is_on_the_page(instrument: Instrument) -> None:
 
 
 async def test_what_happens_on_a_bus_is_on_the_page() -> None:
-    """MET-7 MET-c: emitted, handled, failed, timed out, retried, dropped, rejected, dead letters."""
+    """MET-7 MET-c/e/f: emitted, handled, failed, timed out, retried, dropped, rejected, dead letters."""
     metrics, gate = PrometheusMetrics(), anyio.Event()
 
     async def fails(event: Event) -> None:
@@ -108,7 +108,7 @@ async def test_what_happens_on_a_bus_is_on_the_page() -> None:
 
 
 async def test_a_second_bus_and_a_second_back_end_on_one_registry_add_up() -> None:
-    """MET-e: it used to raise a duplicate time series out of emit."""
+    """MET-c/e/f: it used to raise a duplicate time series out of emit."""
     registry = CollectorRegistry()
     first, second = PrometheusMetrics(registry), PrometheusMetrics(registry)
     async with EventBus(metrics=first) as one, EventBus(metrics=first) as two, EventBus(metrics=second) as three:
@@ -120,7 +120,7 @@ async def test_a_second_bus_and_a_second_back_end_on_one_registry_add_up() -> No
 
 
 async def test_an_event_with_and_without_source_is_no_error() -> None:
-    """MET-f: the source is no label, so that labels are always the same."""
+    """MET-c/e/f: the source is no label, so that labels are always the same."""
     metrics = PrometheusMetrics()
     async with EventBus(metrics=metrics) as bus:
         await bus.emit("user.login", {}, source="web")

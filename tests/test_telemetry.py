@@ -151,7 +151,7 @@ async def async_generator_fails(number: int):
     "function", [fails, coroutine_fails, generator_fails, async_generator_fails], ids=lambda f: f.__name__
 )
 async def test_an_exception_is_recorded_once_and_goes_on(exporter: InMemorySpanExporter, function: Any) -> None:
-    """OTL-3 OTL-d: redacted, without local variables."""
+    """OTL-3 OTL-d/e: redacted, without local variables."""
     with pytest.raises(ValueError, match="hunter2"):
         await _call(traced(function))
 
@@ -169,7 +169,7 @@ async def test_an_exception_is_recorded_once_and_goes_on(exporter: InMemorySpanE
 
 
 def test_the_span_of_a_generator_lasts_as_long_and_is_current_while_it_runs(exporter: InMemorySpanExporter) -> None:
-    """OTL-e: and not for who asks for the next value; sent and thrown values and the result come through."""
+    """OTL-d/e: and not for who asks for the next value; sent and thrown values and the result come through."""
 
     @traced
     def conversation() -> Iterator[Any]:
@@ -195,7 +195,7 @@ def test_the_span_of_a_generator_lasts_as_long_and_is_current_while_it_runs(expo
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_generator_that_is_closed_early_ends_its_span(exporter: InMemorySpanExporter, is_async: bool) -> None:
-    """OTL-e: without an error; what it does on closing is done."""
+    """OTL-d/e: without an error; what it does on closing is done."""
     closed = []
 
     @traced
@@ -227,7 +227,7 @@ async def test_a_generator_that_is_closed_early_ends_its_span(exporter: InMemory
 
 
 async def test_an_async_generator_is_sent_to_and_thrown_into(exporter: InMemorySpanExporter) -> None:
-    """OTL-e: as without the decorator."""
+    """OTL-d/e: as without the decorator."""
 
     @traced
     async def conversation():
@@ -275,7 +275,7 @@ def test_spans_nest(exporter: InMemorySpanExporter) -> None:
 
 
 def test_the_current_trace_is_told_as_32_hex_digits(exporter: InMemorySpanExporter) -> None:
-    """OTL-2 OTL-h: None outside of any; a span that is not sampled counts."""
+    """OTL-2 OTL-f/g/h: None outside of any; a span that is not sampled counts."""
     assert telemetry.get_trace_correlation_id() is None
     assert telemetry.get_current_span() is None
 
@@ -310,7 +310,7 @@ def test_events_and_attributes_go_to_the_current_span(exporter: InMemorySpanExpo
 
 
 def test_a_context_is_put_into_a_copy_of_headers(exporter: InMemorySpanExporter) -> None:
-    """OTL-5 OTL-g: the argument stays as it is, and another context, in any letter case, does not stay beside."""
+    """OTL-5 OTL-f/g/h: the argument stays as it is, and another context, in any letter case, does not stay beside."""
     given = {"TraceParent": PARENT, "X-Other": "kept"}
 
     with telemetry.get_tracer().start_as_current_span("request") as span:
@@ -336,7 +336,7 @@ def test_a_context_is_put_into_a_copy_of_headers(exporter: InMemorySpanExporter)
     ],
 )
 def test_a_context_is_read_from_headers_in_any_letter_case(headers: Any) -> None:
-    """OTL-5 OTL-f: of a mapping, or the pairs of ASGI."""
+    """OTL-5 OTL-f/g/h: of a mapping, or the pairs of ASGI."""
     found = telemetry.extract_trace_context_from_headers(headers)
 
     span = trace.get_current_span(found).get_span_context()

@@ -207,7 +207,7 @@ async def test_every_way_of_emitting_is_traced(spans: Spans, way: str) -> None:
 
 
 async def test_an_exception_is_recorded_once_redacted_and_without_locals(spans: Spans) -> None:
-    """OTL-d: on the span of the attempt that raised it."""
+    """OTL-d/e: on the span of the attempt that raised it."""
     async with EventBus(tracing=spans.tracing()) as bus:
         bus.subscribe(fail, "order.placed")
         await bus.dispatch("order.placed", {})
@@ -400,7 +400,7 @@ async def test_what_the_bus_says_of_a_failure_belongs_to_its_trace(spans: Spans)
 
 @pytest.mark.parametrize("name", ["traceparent", "Traceparent", "TRACEPARENT", "TraceParent"])
 async def test_a_context_in_the_headers_counts_in_any_letter_case(spans: Spans, name: str) -> None:
-    """OTL-f: what came from a wire; the event carries the new context in its place, and its other headers."""
+    """OTL-f/g/h: what came from a wire; the event carries the new context in its place, and its other headers."""
     headers = {name: PARENT, "TraceState": "vendor=1", "Baggage": "tenant=acme", "X-Other": "kept"}
     async with EventBus(tracing=spans.tracing()) as bus:
         receipt = await bus.emit("order.placed", {}, headers=headers)
@@ -454,7 +454,7 @@ async def test_headers_of_the_same_trace_do_not_hide_the_current_span(spans: Spa
 
 
 async def test_an_unsampled_context_still_counts() -> None:
-    """OTL-h: nothing is recorded, and the trace goes on in the headers."""
+    """OTL-f/g/h: nothing is recorded, and the trace goes on in the headers."""
     spans = Spans(sampler=ALWAYS_OFF)
     seen: list[str] = []
     async with EventBus(tracing=spans.tracing()) as bus:
