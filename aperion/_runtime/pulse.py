@@ -6,18 +6,19 @@ import math
 import os
 import sys
 import threading
-import traceback
 from itertools import dropwhile
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from aperion._logs import logger as _log
 from aperion._runtime.execution import Execution
+from aperion._runtime.frames import is_ours, outwards
+from aperion._runtime.frames import shown as shown_frames
 from aperion.errors import ConfigurationError, shown
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
     from aperion.redaction import Redactor
@@ -141,34 +142,23 @@ class Watchdog:
         now = monotonic()
         if now >= self._next_line.get(name, 0.0) and len(self._next_line) < _NAMES_REMEMBERED:
             self._next_line[name] = now + _SECONDS_BETWEEN_LOG_LINES
-            lines = traceback.StackSummary.extract((f, f.f_lineno) for f in frames).format()
             _log.warning(
                 "a handler holds up the event loop" if name else "the event loop is held up",
                 subscription=name or None,
                 seconds=round(held, 3),
-                stack=self._redactor.redact_text("".join(lines).rstrip()),
+                stack=self._redactor.redact_text(shown_frames(frames)),
             )
 
 
 def _blamed(frame: FrameType) -> tuple[str, list[FrameType]]:
     """Return the subscription whose handler is on a stack, and the frames of it, outermost first."""
     frames: list[FrameType] = []
-    for each in _outwards(frame):
+    for each in outwards(frame):
         if each.f_code in _RUNS_HANDLERS:
             subscription = each.f_locals.get("subscription")
-            return getattr(subscription, "name", ""), list(dropwhile(_is_ours, frames[::-1]))
+            return getattr(subscription, "name", ""), list(dropwhile(is_ours, frames[::-1]))
         frames.append(each)
     return "", [each for each in frames[::-1] if not _is_of_a_loop(each)]
-
-
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("aperion.")
 
 
 def _is_of_a_loop(frame: FrameType) -> bool:

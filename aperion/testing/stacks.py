@@ -6,15 +6,15 @@ import gc
 import inspect
 import sys
 import textwrap
-import traceback
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
 from aperion._runtime.backlog import Rerun
+from aperion._runtime.frames import is_ours, outwards, shown
 from aperion._threads import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from types import FrameType
 
     from aperion._runtime import Runtime
@@ -35,12 +35,12 @@ def in_flight(runtime: Runtime) -> str:
 
 def of_coroutine(coroutine: object) -> str:
     """Return the stack of a coroutine that waits, outermost first, without what aperion runs it with."""
-    return _shown(dropwhile(_is_ours, _frames(coroutine)))
+    return shown(dropwhile(is_ours, _frames(coroutine)))
 
 
 def shown_from(frame: FrameType) -> str:
     """Return the stack of a frame that runs, outermost first."""
-    return _shown(reversed(list(_outwards(frame))))
+    return shown(reversed(list(outwards(frame))))
 
 
 def _of_run(runtime: Runtime, run: Run, rest: Suspended) -> str:
@@ -70,9 +70,9 @@ def _handler_of(run: Run) -> str:
 def _of_job(job: Job) -> str:
     for innermost in sys._current_frames().values():
         frames: list[FrameType] = []
-        for frame in _outwards(innermost):
+        for frame in outwards(innermost):
             if frame.f_code is Job._run.__code__ and frame.f_locals.get("self") is job:
-                return _shown(reversed(frames))
+                return shown(reversed(frames))
             frames.append(frame)
     return ""  # it has just ended
 
@@ -93,17 +93,3 @@ def _inner(awaited: Any) -> Any:
     if type(awaited).__name__.startswith("async_generator_a"):  # one step of a generator, which shows nothing of it
         return next(filter(inspect.isasyncgen, gc.get_referents(awaited)), None)
     return None
-
-
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("aperion.")
-
-
-def _shown(frames: Iterable[FrameType]) -> str:
-    return "".join(traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames).format()).rstrip()
