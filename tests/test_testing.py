@@ -13,6 +13,7 @@ from aperion import Event, EventBus
 from aperion.delivery import OutcomeState
 from aperion.errors import HandlerTimeoutError
 from aperion.testing import Recorder, call, fake, recording, virtual_time
+from aperion.testing.running import meant
 
 pytestmark = pytest.mark.anyio
 
@@ -247,6 +248,15 @@ async def test_a_fake_records_and_runs_no_handler_of_the_types_it_is_for() -> No
     assert [e.event_type for e in faked.events] == ["email.sent", "testing.login"]
     assert outcomes["all"].state is OutcomeState.SKIPPED
     assert outcomes.ok
+
+
+async def test_everything_does_not_mean_the_events_of_the_bus_itself() -> None:
+    assert [meant(wanted)("system.shutdown") for wanted in [(), ("*",), ("*.*",), ("system.*",)]] == [False] * 3 + [
+        True
+    ]
+    assert [meant(wanted)("order.placed") for wanted in [(), ("*",), ("order.*", Login), ("system.*",)]] == [
+        True
+    ] * 3 + [False]
 
 
 async def test_a_fake_of_everything_covers_dispatch_keys_and_events_that_start_after_it() -> None:

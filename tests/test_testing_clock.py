@@ -55,6 +55,20 @@ async def test_a_handler_times_out_when_the_clock_passes_its_deadline() -> None:
             assert receipt.outcomes["slow"].state is OutcomeState.TIMED_OUT
 
 
+async def test_a_handler_that_waits_already_obeys_too() -> None:
+    async with EventBus(handler_timeout=30) as bus:
+
+        @bus.on("order.placed", name="slow")
+        async def hang(event: Event) -> None:
+            await anyio.sleep_forever()
+
+        receipt = await bus.emit("order.placed", {})
+        await anyio.wait_all_tasks_blocked()
+        with virtual_time(bus) as clock:
+            await clock.advance(31)
+            assert receipt.is_settled
+
+
 async def test_the_timeout_of_a_sync_handler_obeys_the_clock_though_its_thread_does_not() -> None:
     go_on = threading.Event()
     async with EventBus() as bus:
@@ -179,9 +193,10 @@ async def test_a_recorders_timeouts_are_real_on_a_clock_that_stands_still() -> N
 
 
 async def test_timers_set_before_and_left_over_after_are_real() -> None:
-    came: list[str] = []
+    came: list[object] = []
     before, after = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: came.append(context))
     async with EventBus() as bus:
         loop.call_later(0.01, before.set)
         with anyio.fail_after(5):
@@ -194,6 +209,7 @@ async def test_timers_set_before_and_left_over_after_are_real() -> None:
                 assert came == []
             cancelled_later.cancel()
             await after.wait()
+    loop.set_exception_handler(None)
 
     assert came == []
 
@@ -257,11 +273,14 @@ async def test_a_loop_that_never_rests_is_found_out(monkeypatch: pytest.MonkeyPa
 
 
 async def test_the_pulse_of_a_watched_bus_stays_real() -> None:
-    """Or the watchdog would take a clock that stands still for a loop that is held up."""
-    async with EventBus(watchdog=0.05) as bus:
-        with virtual_time(bus) as clock:
-            await clock.advance(10)
-            await asyncio.to_thread(time.sleep, 0.2)
-            await clock.advance(10)
+    """Or a clock that stands still would be taken for a loop that is held up, and an hour for lag."""
+    metrics = aperion.InMemoryMetrics()
+    async with EventBus(watchdog=0.04, metrics=metrics) as bus:
+        with virtual_time(bus) as clock, recording(bus) as recorded:
+            await clock.advance(HOUR)
+            with pytest.raises(TimeoutError):
+                await recorded.wait_for("order.*", timeout=0.1)
+            beats = metrics.snapshot()["histograms"]["aperion_loop_lag_seconds"]
+            assert 2 <= beats["count"] <= 50
 
         assert bus.stats().loop_blocked == 0

@@ -50,19 +50,19 @@ async def test_what_the_first_run_does_to_a_payload_the_second_does_not_see() ->
     class BasketFilled(aperion.Payload, type="testing.basket_filled"):
         items: deque[str]
 
-    seen: list[int] = []
+    seen: list[tuple[int, bool]] = []
     async with EventBus() as bus:
 
         @bus.on(BasketFilled)
         async def fill(event: Event[BasketFilled]) -> None:
-            seen.append(len(event.payload.items))
+            seen.append((len(event.payload.items), aperion.current_event() is event))
             event.payload.items.append("chair")
 
         with duplicated(bus), anyio.fail_after(5):
             receipt = await bus.emit(BasketFilled(items=deque()))
             assert (await receipt.settled()).ok
 
-    assert seen == [0, 0]
+    assert seen == [(0, True), (0, True)]
 
 
 async def test_a_handler_that_cannot_be_run_twice_fails_in_the_second_run_and_says_so() -> None:
@@ -112,7 +112,7 @@ async def run_with_failures(seed: int | None, error: type[Exception] = InjectedE
     ran: list[str] = []
     async with EventBus() as bus:
 
-        @bus.on("order.*", name="a", retry=aperion.Retry(attempts=3, wait_initial=0))
+        @bus.on("*.*", name="a", retry=aperion.Retry(attempts=3, wait_initial=0))
         async def first(event: Event) -> None:
             await anyio.lowlevel.checkpoint()
             ran.append("a")
@@ -195,6 +195,20 @@ async def test_faults_may_be_combined_and_end_with_their_blocks_in_any_order() -
         assert len(ran) >= 3
         assert made.made
         assert not bus.dead_letters.list()
+
+
+async def test_of_two_runs_each_may_fail() -> None:
+    async with EventBus() as bus:
+
+        @bus.on("order.placed", name="a")
+        async def handle(event: Event) -> None: ...
+
+        with duplicated(bus), failing(bus, rate=0.5, seed=3), recording(bus) as recorded:
+            await emit_and_settle(bus, *["order.placed"] * 20)
+
+    errors = [outcomes["a"].error for outcomes in recorded.outcomes_of("order.placed")]
+    seconds = [error for error in errors if error is not None and hasattr(error, "__notes__")]
+    assert 0 < len(seconds) < len([error for error in errors if error]) < 20
 
 
 async def test_faults_ask_for_a_rate_that_makes_sense_and_a_running_bus() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextvars import ContextVar, copy_context
 
 import anyio
 import anyio.to_thread
@@ -48,11 +49,26 @@ async def test_a_task_that_is_left_is_named_with_where_it_was_made_and_where_it_
     task.cancel()
 
     told = str(caught.value)
+    assert "asyncio/tasks.py" not in told.split("now at")[0]
     assert told.startswith("left behind:\n  task 'poller' runs ")
     assert "poll" in told
     made, now = told.split("now at")
     assert "# where it was made" in made
     assert "# where it is" in now
+
+
+async def test_tasks_are_made_as_ever_while_they_are_watched() -> None:
+    """With their name, and in the context that they are given."""
+    number: ContextVar[int] = ContextVar("number", default=0)
+    context = copy_context()
+    context.run(number.set, 7)
+
+    async def look() -> tuple[int, str]:
+        return number.get(), asyncio.current_task().get_name()
+
+    async with no_leaks():
+        task = asyncio.get_running_loop().create_task(look(), name="looker", context=context)
+        assert await task == (7, "looker")
 
 
 async def test_a_task_of_another_factory_is_found_too_and_the_factory_is_put_back() -> None:

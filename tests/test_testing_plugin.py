@@ -19,7 +19,7 @@ from aperion.testing import failing
 
 pytestmark = pytest.mark.anyio
 
-@pytest.fixture
+@pytest.fixture(params=["asyncio"])
 def anyio_backend():
     return "asyncio"
 """

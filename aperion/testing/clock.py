@@ -34,20 +34,13 @@ _RUN_ONCE = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-define
 
 
 class _Timer(asyncio.TimerHandle):
-    """A call at a moment of the clock."""
+    """A call at a moment of the clock, or in real time if the clock was taken away before."""
 
-    # Mutable: what it has become, when the clock was taken away before its time came.
-    __slots__ = ("later",)
-
-    def __init__(self, when: float, callback: Any, args: Any, loop: Any, context: Context | None) -> None:
-        super().__init__(when, callback, args, loop, context)
-        self.later: asyncio.TimerHandle | None = None
+    __slots__ = ()
 
     def cancel(self) -> None:
         """Do not call."""
         asyncio.Handle.cancel(self)  # that of TimerHandle tells the loop, which does not know of this one
-        if self.later is not None:
-            self.later.cancel()
 
     def call(self) -> None:
         """Call, unless cancelled."""
@@ -185,7 +178,8 @@ class VirtualClock:
         vars(self._loop).update(own)
         for module in _CLOCKED:
             module.monotonic = self._monotonic  # type: ignore[attr-defined]  # what it has imported by this name
-        self._watch_anew()
+        for each in self._runtimes:
+            each._deadlines._fire()  # for the handlers that wait already: its timer is to be one of this clock
 
     def _remove(self) -> None:
         for name in ("time", "call_later", "call_at", "call_soon"):
@@ -194,13 +188,7 @@ class VirtualClock:
             module.monotonic = time.monotonic  # type: ignore[attr-defined]
         for when, _, timer in self._timers:
             if not timer.cancelled():
-                timer.later = call_later(self._loop, max(0.0, when - self._now), timer.call)
-        self._watch_anew()
-
-    def _watch_anew(self) -> None:
-        """Have the deadlines of handlers set their timer on the clock that there is now."""
-        for each in self._runtimes:
-            each._deadlines._fire()
+                call_later(self._loop, max(0.0, when - self._now), timer.call)
 
 
 @contextmanager
