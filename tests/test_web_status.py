@@ -116,7 +116,8 @@ async def test_a_bus_that_would_accept_nothing_is_not_ready(trouble: str, made: 
     assert (answer.status_code, live.status_code) == (503, 200)
     assert (answer.json()["status"], answer.json()["ready"], answer.json()["live"]) == (trouble, False, True)
     assert answer.json()["audit"]["available"] is (trouble != "audit_unavailable")
-    assert live.json() == answer.json()
+    about = {"audit": None}  # what waits to be written may be less by the second look
+    assert live.json() | about == answer.json() | about
 
 
 @pytest.mark.anyio
