@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 import aperion
@@ -14,6 +16,7 @@ from aperion.delivery import OutcomeState
 from aperion.errors import HandlerTimeoutError
 from aperion.testing import Recorder, call, fake, recording, virtual_time
 from aperion.testing.running import meant
+from aperion.testing.stacks import in_flight
 
 pytestmark = pytest.mark.anyio
 
@@ -151,9 +154,11 @@ async def test_settle_waits_for_all_that_an_event_caused() -> None:
 
 async def test_settle_shows_where_a_handler_waits() -> None:
     """Through what it calls, an async generator among them, and without the frames of the bus."""
+    begun = anyio.Event()
     async with EventBus(drain_timeout=0.01) as bus:
 
         async def pages():
+            begun.set()
             await anyio.sleep_forever()  # the line that is looked for
             yield 1
 
@@ -165,41 +170,56 @@ async def test_settle_shows_where_a_handler_waits() -> None:
         async def slow(event: Event) -> None:
             await read_all()
 
-        with recording(bus) as recorded, pytest.raises(TimeoutError) as caught:
+        with recording(bus) as recorded, anyio.fail_after(5):
             await bus.emit("slow.event", {})
-            await recorded.settle(timeout=0.05)
+            await begun.wait()
+            with pytest.raises(TimeoutError) as caught:
+                await recorded.settle(timeout=0.01)
 
     told = str(caught.value)
     event_id = recorded.events[0].event_id
+    assert told.startswith("still in flight after 0.01 s:\n")
     assert f"slow.event {event_id} is in sleepyhead\n" in told
     places = [told.index(text) for text in ("in slow\n", "in read_all\n", "in pages\n", "the line that is looked for")]
     assert places == sorted(places)
     assert "aperion/_runtime" not in told
 
 
-async def test_settle_shows_where_the_thread_of_a_sync_handler_is() -> None:
-    go_on = threading.Event()
+async def test_settle_shows_where_the_threads_of_sync_handlers_are() -> None:
+    """Each in its own handler."""
+    both, go_on = threading.Barrier(3), threading.Event()
 
     def dig_deeper() -> None:
+        both.wait(5)
         go_on.wait(10)  # the line that is looked for
 
     async with EventBus() as bus:
 
-        @bus.on("slow.event", name="digger")
+        @bus.on("a.happened", name="digger")
         def dig(event: Event) -> None:
             dig_deeper()
 
-        with recording(bus) as recorded, pytest.raises(TimeoutError) as caught:
-            await bus.emit("slow.event", {})
-            await recorded.settle(timeout=0.05)
+        @bus.on("b.happened", name="other")
+        def dig_elsewhere(event: Event) -> None:
+            dig_deeper()
+
+        with recording(bus) as recorded, anyio.fail_after(5):
+            await bus.emit("a.happened", {})
+            await bus.emit("b.happened", {})
+            await anyio.to_thread.run_sync(both.wait, 5)
+            with pytest.raises(TimeoutError) as caught:
+                await recorded.settle(timeout=0.01)
         go_on.set()
 
-    told = str(caught.value)
-    assert "is in digger in its thread\n" in told
-    assert told.index("in dig\n") < told.index("in dig_deeper\n") < told.index("the line that is looked for")
+    first, second = str(caught.value).split("b.happened")
+    assert "is in digger in its thread\n" in first
+    assert first.index("in dig\n") < first.index("in dig_deeper\n")
+    assert "in dig\n" not in second
+    assert second.index("in dig_elsewhere\n") < second.index("in dig_deeper\n")
 
 
 async def test_settle_tells_what_waits_for_a_retry_and_what_has_not_started() -> None:
+    begun = anyio.Event()
     async with EventBus(drain_timeout=0.01, max_concurrent_events=1) as bus:
 
         @bus.on("bad.event", name="unlucky", retry=aperion.Retry(attempts=3, wait_initial=20))
@@ -208,17 +228,53 @@ async def test_settle_tells_what_waits_for_a_retry_and_what_has_not_started() ->
 
         @bus.on("slow.event")
         async def slow(event: Event) -> None:
+            begun.set()
             await anyio.sleep_forever()
 
-        with recording(bus) as recorded, pytest.raises(TimeoutError) as caught:
+        with recording(bus) as recorded, anyio.fail_after(5):
             await bus.emit("bad.event", {})
             await bus.emit("slow.event", {})
             await bus.emit("late.event", {})
-            await recorded.settle(timeout=0.05)
+            await begun.wait()
+            with pytest.raises(TimeoutError) as caught:
+                await recorded.settle(timeout=0.01)
 
     bad, _, late = recorded.events
     assert f"bad.event {bad.event_id} waits for attempt 2 in unlucky" in str(caught.value)
     assert f"late.event {late.event_id} is not started" in str(caught.value)
+
+
+async def test_settle_shows_where_a_retry_waits_and_which_one_has_not_started() -> None:
+    begun = anyio.Event()
+    async with EventBus(drain_timeout=0.01, max_concurrent_events=1) as bus:
+
+        @bus.on("bad.*", name="unlucky", retry=aperion.Retry(attempts=2, wait_initial=0))
+        async def fail_then_hang(event: Event) -> None:
+            if bus.stats().retries < 2:
+                raise ValueError
+            begun.set()
+            await anyio.sleep_forever()  # the line that is looked for
+
+        with recording(bus) as recorded, anyio.fail_after(5):
+            await bus.emit("bad.first", {})
+            await bus.emit("bad.second", {})
+            await begun.wait()
+            with pytest.raises(TimeoutError) as caught:
+                await recorded.settle(timeout=0.01)
+
+    told, (first, second) = str(caught.value), recorded.events
+    assert f"bad.first {first.event_id} is in unlucky\n" in told
+    assert "the line that is looked for" in told
+    assert f"bad.second {second.event_id} waits for attempt 2 in unlucky" in told
+
+
+async def test_what_waits_for_the_disk_is_told_too(tmp_path: Path) -> None:
+    async with EventBus(audit=aperion.AuditLog(tmp_path / "events.jsonl", sync="disk")) as bus:
+        receipt = bus.emit_nowait("order.placed", {})
+
+        assert (
+            in_flight(bus._running("test")) == f"  order.placed {receipt.event_id} waits for the disk of the audit log"
+        )
 
 
 async def test_recording_needs_a_running_bus() -> None:

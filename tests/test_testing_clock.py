@@ -14,6 +14,7 @@ import aperion
 from aperion import Event, EventBus
 from aperion.delivery import OutcomeState
 from aperion.testing import recording, virtual_time
+from aperion.testing.running import wait
 
 pytestmark = pytest.mark.anyio
 HOUR = 3600.0
@@ -87,8 +88,9 @@ async def test_the_timeout_of_a_sync_handler_obeys_the_clock_though_its_thread_d
     assert receipt.outcomes["slow"].state is OutcomeState.TIMED_OUT
 
 
-async def test_threads_that_end_by_themselves_are_waited_for() -> None:
+async def test_threads_that_end_by_themselves_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before time moves: the timeout of one second does not strike."""
+    monkeypatch.setattr("aperion.testing.clock._GRACE", 10)
     async with EventBus() as bus:
 
         @bus.on("order.placed", name="busy", timeout=1)
@@ -272,15 +274,19 @@ async def test_a_loop_that_never_rests_is_found_out(monkeypatch: pytest.MonkeyPa
         spinner.cancel()
 
 
+def beats(metrics: aperion.InMemoryMetrics) -> int:
+    return sum(found["count"] for name, found in metrics.snapshot()["histograms"].items() if "loop_lag" in name)
+
+
 async def test_the_pulse_of_a_watched_bus_stays_real() -> None:
     """Or a clock that stands still would be taken for a loop that is held up, and an hour for lag."""
     metrics = aperion.InMemoryMetrics()
     async with EventBus(watchdog=0.04, metrics=metrics) as bus:
-        with virtual_time(bus) as clock, recording(bus) as recorded:
+        before = beats(metrics)
+        with anyio.fail_after(10), virtual_time(bus) as clock:
             await clock.advance(HOUR)
-            with pytest.raises(TimeoutError):
-                await recorded.wait_for("order.*", timeout=0.1)
-            beats = metrics.snapshot()["histograms"]["aperion_loop_lag_seconds"]
-            assert 2 <= beats["count"] <= 50
+            assert beats(metrics) < before + 1000
+            while beats(metrics) < before + 2:
+                await wait(0.01)
 
         assert bus.stats().loop_blocked == 0

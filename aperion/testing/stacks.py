@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def in_flight(runtime: Runtime) -> str:
     """Tell of every event that has not settled: not started, waiting for a retry, or in which handler and where."""
     told = [_of_run(runtime, run, rest) for run, rest in runtime._suspended.items()]
-    for rerun, timer in runtime._retries.items():
-        if timer is not None:
-            told.append(f"{_named(rerun)} waits for attempt {rerun.attempt} in {rerun.subscription.name}")
+    told += [
+        f"{_named(rerun)} waits for attempt {rerun.attempt} in {rerun.subscription.name}" for rerun in runtime._retries
+    ]
     told += [f"{_named(receipt)} waits for the disk of the audit log" for receipt in runtime.held]
     told += [f"{_named(receipt)} is not started" for receipt in runtime._backlog.unstarted()]
     return textwrap.indent("\n".join(told), "  ")
