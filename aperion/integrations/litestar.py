@@ -3,9 +3,9 @@
 >>> from litestar import Litestar, post
 >>> from litestar.di import Provide
 >>> bus = EventBus()
->>> @post("/orders/{number:int}")
-... async def order(number: int, bus: BusDep) -> None:
-...     await bus.emit("order.placed", {"number": number})
+>>> @post("/orders")
+... async def order(data: dict[str, int], bus: BusDep) -> None:
+...     await bus.emit("order.placed", data)
 >>> app = Litestar(
 ...     [order],
 ...     lifespan=[lifespan(bus)],
