@@ -4,8 +4,8 @@
 >>> from litestar.di import Provide
 >>> bus = EventBus()
 >>> @post("/orders")
-... async def order(data: dict[str, int], bus: BusDep) -> None:
-...     await bus.emit("order.placed", data)
+... async def order(bus: BusDep) -> None:
+...     await bus.emit("order.placed", {"number": 1})
 >>> app = Litestar(
 ...     [order],
 ...     lifespan=[lifespan(bus)],
