@@ -460,7 +460,7 @@ async def _storm(rng: random.Random, policy: OverflowPolicy, limit: int, workers
             assert accounts_are_right(bus)
             assert stats.pending == 0
             assert stats.threads_busy == stats.threads_abandoned
-            assert not bus._runtime._backlog._keys  # type: ignore[union-attr]
+            assert not bus._runtime.backlog._keys  # type: ignore[union-attr]
             assert (await bus.dispatch("calm.event", {})).ok
     assert overlaps == []
     for key, seen in done.items():

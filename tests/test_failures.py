@@ -726,6 +726,46 @@ async def test_no_retry_starts_after_the_drain_began() -> None:
     assert [letter.reason for letter in bus.dead_letters.list()] == [FailureReason.HANDLER_ERROR]
 
 
+@pytest.mark.parametrize("ends", [True, False], ids=["the worker comes free", "the patience ends"])
+async def test_a_retry_that_is_ready_when_the_drain_begins_has_failed_for_good(ends: bool) -> None:
+    """Its time has come, and every worker was busy: it is neither attempted once more nor lost."""
+    begun, gate = anyio.Event(), anyio.Event()
+    calls = 0
+    async with EventBus(max_concurrent_events=1) as bus:
+
+        @bus.on("chat.sent", retry=Retry(attempts=5, wait_initial=0.05, jitter=0))
+        async def fails(event: Event) -> None:
+            nonlocal calls
+            calls += 1
+            raise ValueError("each time")
+
+        @bus.on("chat.left")
+        async def holds(event: Event) -> None:
+            begun.set()
+            await gate.wait()
+
+        receipt = await bus.emit("chat.sent", {})
+        with anyio.fail_after(5):
+            while not bus.stats().retries:
+                await anyio.sleep(0)
+            await bus.emit("chat.left", {})
+            await begun.wait()
+            while not bus.stats().queued:  # the retry is ready, behind what holds the only worker
+                await anyio.sleep(0.001)
+            async with anyio.create_task_group() as group:
+                group.start_soon(bus.drain, 5 if ends else 0.01)
+                await receipt.settled()
+                if ends:
+                    gate.set()
+
+    unfinished = set() if ends else {("chat.left", FailureReason.NOT_FINISHED)}
+    assert calls == 1
+    assert {(letter.event.event_type, letter.reason) for letter in bus.dead_letters.list()} == {
+        ("chat.sent", FailureReason.HANDLER_ERROR),
+        *unfinished,
+    }
+
+
 async def test_a_handler_that_fails_while_the_bus_drains_is_not_retried() -> None:
     """It was in flight when the drain began; waiting for its retry would hold the drain up."""
     gate = anyio.Event()

@@ -119,6 +119,12 @@ class Backlog:
         receipts = dict.fromkeys(r for line in lines for r in line if isinstance(r, Receipt))
         return [receipt for receipt in receipts if not (receipt.begun or receipt.is_settled)]
 
+    def forget_reruns(self) -> None:
+        """Take out what is ready to be attempted once more."""
+        events = [unit for unit in self.ready if not isinstance(unit, Rerun)]
+        self.ready.clear()
+        self.ready.extend(events)
+
     def _takes_key(self, receipt: Receipt, key: str) -> bool:
         line = self._keys.get(key)
         if line is None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import threading
 from collections import deque
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import copy_context
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -18,81 +15,31 @@ from anyio.lowlevel import checkpoint
 from aperion._frozen import FrozenDict
 from aperion._logs import logger as _log
 from aperion._runtime.backlog import Backlog, Rerun
-from aperion._runtime.deadlines import Deadlines
-from aperion._runtime.driver import Suspended
 from aperion._runtime.execution import Execution
 from aperion._runtime.pulse import Pulse, Watchdog, limit_of
+from aperion._runtime.retries import Retries
+from aperion._runtime.settings import BusState, DrainReport, OverflowPolicy
+from aperion._runtime.workers import Workers
 from aperion._threads import WorkerThreads
-from aperion.delivery import Outcome, Receipt, Run
+from aperion.delivery import Outcome, Receipt
 from aperion.errors import BackpressureError, BusNotRunningError, RedriveError
 from aperion.events import Event, make_event, set_cascade
 from aperion.instruments import ABANDONED, BUSY, IN_FLIGHT, QUEUED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-    from contextvars import Context
 
     from anyio.abc import TaskStatus
 
     from aperion._runtime.reporter import Reporter
+    from aperion._runtime.settings import Settings
     from aperion._runtime.stats import Counters
     from aperion._threads import Job
     from aperion.delivery import Subscription
     from aperion.protocols import Middleware
 
 _BEAT = 0.25  # seconds between two looks at how much there is to do
-_EVENTS_BEFORE_YIELD = 64  # handlers that never wait must not keep the loop from everything else
-
-
-class OverflowPolicy(enum.Enum):
-    """What happens to a new event when ``max_pending_events`` are accepted and unsettled."""
-
-    BLOCK = "block"
-    RAISE = "raise"
-    DROP = "drop"
-    DROP_OLDEST = "drop_oldest"
-
-
-class BusState(enum.Enum):
-    """Where a bus is in its life."""
-
-    STOPPED = "stopped"
-    RUNNING = "running"
-    DRAINING = "draining"
-
-
 _RUNNING = BusState.RUNNING  # looking a member up costs 50 ns, for every event
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The numbers of a bus; see ``EventBus``."""
-
-    max_concurrent_events: int
-    max_concurrent_handlers: int
-    max_pending_events: int
-    overflow_policy: OverflowPolicy
-    watchdog: float | bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrainReport:
-    """What a drain left behind.
-
-    Args:
-        settled: events that settled while it drained.
-        unfinished: event type and id of those that did not; they are among the dead letters.
-        seconds: how long it took.
-    """
-
-    settled: int
-    unfinished: tuple[tuple[str, str], ...] = ()
-    seconds: float = 0.0
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything settled in time."""
-        return not self.unfinished
 
 
 class Runtime:
@@ -126,22 +73,11 @@ class Runtime:
         self._resolve = resolve
         self._limit = settings.max_pending_events
         self._blocks = settings.overflow_policy is OverflowPolicy.BLOCK
-        self._backlog = Backlog(by_age=settings.overflow_policy is OverflowPolicy.DROP_OLDEST)
-        self._deadlines = Deadlines(self.loop)
-        self._context: Context = copy_context()
+        self.backlog = Backlog(by_age=settings.overflow_policy is OverflowPolicy.DROP_OLDEST)
         self._waiting: deque[asyncio.Future[None]] = deque()  # emitters, by order; bounded by their number
-        self._suspended: dict[Run, Suspended] = {}  # what waits in a handler, and where: tests look
-        self._retries: dict[Rerun, asyncio.TimerHandle | None] = {}
-        self._idle: list[asyncio.Future[None]] = []
-        self._workers = 0
-        self._awake = 0  # workers that will look at the queue before they wait for anything
-        self._lent = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._cancelled = False
-        self._wanted = 0  # workers that the host has yet to start
-        self._calls: asyncio.Future[None] = self.loop.create_future()  # wakes the host
+        self.workers = Workers(settings.max_concurrent_events, self.backlog, self.execution, reporter, resolve)
+        self.retries = Retries(self.loop, self.backlog, self.execution, self.workers)
         self._quiet: anyio.Event | None = None
-        self._closed = False
         self._ended = anyio.Event()
         reporter.system = self.system
 
@@ -221,9 +157,9 @@ class Runtime:
             self.held[receipt] = synced
             synced.add_done_callback(lambda _: self._let_go(receipt, synced))
             return receipt
-        self._backlog.add(receipt)
-        if not self._awake:
-            self._wake()
+        self.backlog.add(receipt)
+        if not self.workers.awake:
+            self.workers.wake()
         return receipt
 
     def _let_go(self, receipt: Receipt, synced: asyncio.Future[None]) -> None:
@@ -234,9 +170,9 @@ class Runtime:
         elif synced.exception() is not None or self.state is BusState.STOPPED:
             self._drop_held(receipt, "audit_unavailable")
         else:
-            self._backlog.add(receipt)
-            if not self._awake:
-                self._wake()
+            self.backlog.add(receipt)
+            if not self.workers.awake:
+                self.workers.wake()
 
     async def until_synced(self, receipt: Receipt) -> None:
         """Wait until the disk has the record of an event; cancelling the wait drops the event.
@@ -254,7 +190,7 @@ class Runtime:
         self.counters.accepted += 1
         self.pending += 1
         receipt = Receipt(event)
-        receipt.host = self
+        receipt.host = self.workers
         if self.taps:
             self._tap(receipt)
         return receipt
@@ -271,7 +207,7 @@ class Runtime:
         policy = self.settings.overflow_policy
         if policy is OverflowPolicy.RAISE:
             raise BackpressureError(self._limit)
-        oldest = self._backlog.pop_oldest() if policy is OverflowPolicy.DROP_OLDEST else None
+        oldest = self.backlog.pop_oldest() if policy is OverflowPolicy.DROP_OLDEST else None
         if oldest is None:
             return self.drop(event, policy.value)
         self._drop_accepted(oldest, policy.value)
@@ -346,14 +282,7 @@ class Runtime:
         if event.key is not None:
             await self._turn(receipt)
         receipt.plan = receipt.plan or self._resolve(event.event_type)  # a listener may have decided who gets it
-        coroutine = self.execution.deliver(receipt)
-        context = copy_context()
-        try:
-            waiting = context.run(coroutine.send, None)
-        except StopIteration:
-            pass
-        else:
-            await self._finish_here(Suspended(coroutine, context, waiting, receipt, self._deadlines), receipt)
+        await self.workers.run_here(receipt, self.execution.deliver(receipt))
         if not receipt._done:
             await receipt.settled()
         return receipt
@@ -375,7 +304,7 @@ class Runtime:
             return True
         if self._blocks:
             return False
-        oldest = self._backlog.pop_oldest()
+        oldest = self.backlog.pop_oldest()
         if oldest is None:
             raise BackpressureError(self._limit)  # dispatch has no outcome to return for what was dropped
         self._drop_accepted(oldest, OverflowPolicy.DROP_OLDEST.value)
@@ -384,13 +313,7 @@ class Runtime:
     async def rerun_here(self, receipt: Receipt, rerun: Rerun) -> Outcome:
         """Run one delivery once more, now, in this task; for redrives, which admission does not count."""
         self.system_pending += 1
-        coroutine, context = self.execution.redeliver(rerun), copy_context()
-        try:
-            waiting = context.run(coroutine.send, None)
-        except StopIteration:
-            pass
-        else:
-            await self._finish_here(Suspended(coroutine, context, waiting, rerun, self._deadlines), rerun)
+        await self.workers.run_here(rerun, self.execution.redeliver(rerun))
         result = receipt.results[rerun.index]
         if not isinstance(result, Outcome):  # pragma: no cover - conclude() always leaves an outcome
             raise RedriveError("the delivery has no outcome")
@@ -398,137 +321,20 @@ class Runtime:
 
     async def _turn(self, receipt: Receipt) -> None:
         turn: asyncio.Future[None] = self.loop.create_future()
-        if self._backlog.wait_turn(receipt, turn):
+        if self.backlog.wait_turn(receipt, turn):
             return
         try:
             await turn
         except BaseException:
             self._forget_accepted(receipt)
-            self._backlog.give_up_turn(receipt, turn)
+            self.backlog.give_up_turn(receipt, turn)
             self._follow_up_without_key()
             self.reporter.dropped(receipt.event, "cancelled")
             raise
 
-    async def _finish_here(self, rest: Suspended, run: Run) -> None:
-        run.task = asyncio.current_task(self.loop)
-        run.cancelling = run.task.cancelling()
-        self._suspended[run] = rest
-        try:
-            await rest
-        finally:
-            self._suspended.pop(run, None)
-
-    async def _work(self) -> None:
-        task = asyncio.current_task(self.loop)
-        if task is None:  # pragma: no cover - a coroutine that runs has a task
-            return
-        self._tasks.add(task)
-        try:
-            while True:
-                await self._work_off(task)
-                self._awake -= 1
-                if self._workers > self.settings.max_concurrent_events + self._lent:
-                    return
-                await self._rest()
-        finally:
-            self._workers -= 1
-            self._tasks.discard(task)
-
-    async def _work_off(self, task: asyncio.Task[Any]) -> None:
-        """Handle what is ready, until nothing is."""
-        ready, execution, copy, count = self._backlog.ready, self.execution, self._context.copy, 0
-        while ready:
-            unit = ready.popleft()
-            if type(unit) is Receipt:
-                if unit.is_settled:  # dropped while it stood in line
-                    continue
-                unit.begun = True
-                unit.plan = unit.plan or self._resolve(unit.event.event_type)
-                if self._observes and not unit.system:
-                    self.reporter.begun(unit.event, monotonic() - unit.started)
-                coroutine = execution.deliver(unit)
-            else:
-                self._retries.pop(unit, None)  # type: ignore[arg-type]  # the other kind of unit
-                coroutine = execution.redeliver(unit)  # type: ignore[arg-type]  # the other kind of unit
-            context = copy()
-            try:
-                waiting = context.run(coroutine.send, None)
-            except StopIteration:
-                count += 1
-                if count % _EVENTS_BEFORE_YIELD == 0:
-                    await asyncio.sleep(0)
-            else:
-                await self._finish(task, Suspended(coroutine, context, waiting, unit, self._deadlines), unit)
-
-    async def _finish(self, task: asyncio.Task[Any], rest: Suspended, run: Run) -> None:
-        run.task = task
-        self._suspended[run] = rest
-        self._awake -= 1
-        if self._backlog.ready and not self._awake:
-            self._wake()
-        try:
-            await rest
-        finally:
-            self._awake += 1
-            self._suspended.pop(run, None)
-
-    async def _rest(self) -> None:
-        future: asyncio.Future[None] = self.loop.create_future()
-        self._idle.append(future)
-        try:
-            await future
-        except BaseException:
-            if not future.cancelled():  # woken and cancelled at once: somebody else has to look
-                self._awake -= 1
-                if self._backlog.ready:
-                    self._wake()
-            raise
-
-    def _wake(self) -> None:
-        """Have one worker look at the queue; when it has to wait in a handler, it wakes the next."""
-        while self._idle:
-            future = self._idle.pop()
-            if not future.done():
-                self._awake += 1
-                future.set_result(None)
-                return
-        if self._workers < self.settings.max_concurrent_events + self._lent:
-            self._workers += 1
-            self._awake += 1
-            self._wanted += 1
-            self._call_host()
-
-    def _call_host(self) -> None:
-        """Have the host start workers, or close: here may be a callback, where anyio finds no task to start from."""
-        if not self._calls.done():
-            self._calls.set_result(None)
-
-    @contextmanager
-    def place_lent(self) -> Iterator[None]:
-        """Let another event be handled while a handler waits for one."""
-        self.lend_place()
-        try:
-            yield
-        finally:
-            self.take_place_back()
-
-    def lend_place(self) -> None:
-        """Allow one more worker."""
-        self._lent += 1
-        if self._backlog.ready and not self._awake:
-            self._wake()
-
-    def take_place_back(self) -> None:
-        """Allow one less; a worker too many ends when it has nothing to do."""
-        self._lent -= 1
-
-    def from_thread(self, callback: Callable[[], None]) -> None:
-        """Call back on the loop, from another thread."""
-        self.loop.call_soon_threadsafe(callback)
-
     def is_ours(self, task: asyncio.Task[Any]) -> bool:
         """Tell whether a task is a worker that nobody meant to cancel."""
-        return task in self._tasks and not self._cancelled
+        return self.workers.is_ours(task)
 
     # Settlement
 
@@ -559,12 +365,12 @@ class Runtime:
     def _follow_up(self, receipt: Receipt) -> None:
         """Let those go on who waited for a key, a place, or for quiet."""
         if receipt.event.key is not None:
-            self._backlog.release(receipt)
+            self.backlog.release(receipt)
         self._follow_up_without_key()
 
     def _follow_up_without_key(self) -> None:
-        if self._backlog.ready and not self._awake:
-            self._wake()
+        if self.backlog.ready and not self.workers.awake:
+            self.workers.wake()
         if self._waiting:
             self._let_next_in()
         if self._quiet is not None:
@@ -583,48 +389,13 @@ class Runtime:
                 self._quiet = anyio.Event()
             await self._quiet.wait()
 
-    # Retries
-
     def retry(self, receipt: Receipt, index: int, subscription: Subscription, job: Job | None) -> bool:
         """Schedule another attempt; False when the bus drains."""
         if self.state is not BusState.RUNNING or subscription.retry is None:
             return False
-        result = receipt.results[index]
-        attempt = result.attempts[-1].number if isinstance(result, Outcome) else 1
-        rerun = Rerun(receipt, index, subscription, attempt + 1)
-        receipt.retrying += 1
         self.counters.retries += 1
-        wait = subscription.retry.wait(attempt)
-        if job is None or job.ended:
-            self._retries[rerun] = self.loop.call_later(wait, self._ready, rerun)
-        else:
-            # The thread of the last attempt still runs. The next one starts after it has ended, or
-            # never, if it has not within the longest wait.
-            give_up = self.loop.call_later(subscription.retry.wait_max, self._abandon_retry, rerun)
-            self._retries[rerun] = give_up
-            job.on_end = lambda: self._thread_ended(rerun, wait)
+        self.retries.schedule(receipt, index, subscription, subscription.retry, job)
         return True
-
-    def _thread_ended(self, rerun: Rerun, wait: float) -> None:
-        timer = self._retries.get(rerun)
-        if timer is not None:
-            timer.cancel()
-            self._retries[rerun] = self.loop.call_later(wait, self._ready, rerun)
-
-    def _ready(self, rerun: Rerun) -> None:
-        self._retries[rerun] = None
-        self._backlog.ready.append(rerun)
-        if not self._awake:
-            self._wake()
-
-    def _abandon_retry(self, rerun: Rerun) -> None:
-        """Fail a delivery for good, with the outcome of its last attempt."""
-        timer = self._retries.pop(rerun, None)
-        if timer is not None:
-            timer.cancel()
-        outcome = rerun.receipt.results[rerun.index]
-        if isinstance(outcome, Outcome):
-            self.execution.conclude_without(rerun, outcome)
 
     # System events
 
@@ -649,9 +420,9 @@ class Runtime:
             self._tap(receipt)
         if self._resolve(event_type):
             self.system_pending += 1
-            self._backlog.add(receipt)
-            if not self._awake:
-                self._wake()
+            self.backlog.add(receipt)
+            if not self.workers.awake:
+                self.workers.wake()
         else:
             receipt.settle()
 
@@ -671,7 +442,7 @@ class Runtime:
                 failure = error
             finally:
                 self.state = BusState.STOPPED
-                self._close()
+                self.workers.close()
         if failure is not None:
             raise failure
 
@@ -693,7 +464,7 @@ class Runtime:
 
     def queued(self) -> int:
         """Count the events that wait for their turn."""
-        return self._backlog.depth()
+        return self.backlog.depth()
 
     def _tell_load(self, late: float) -> None:
         queued = self.queued()
@@ -707,25 +478,9 @@ class Runtime:
         self.reporter.blocked(subscription)
 
     async def _host(self, *, task_status: TaskStatus[None]) -> None:
-        # Shielded: when the task around the bus is cancelled, workers go on until the drain is over.
-        with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as group:
-                task_status.started()
-                while not self._closed:
-                    await self._calls
-                    self._calls = self.loop.create_future()
-                    while self._wanted:
-                        self._wanted -= 1
-                        group.start_soon(self._work, name="aperion worker")
-                self._cancelled = True
-                group.cancel_scope.cancel()
+        await self.workers.host(task_status=task_status)
         self.threads.close()
-        self._deadlines.close()
         self._ended.set()
-
-    def _close(self) -> None:
-        self._closed = True
-        self._call_host()
 
     async def drain(self, timeout: float) -> DrainReport:
         """Stop accepting, finish what is in flight within ``timeout`` seconds, then cancel."""
@@ -733,9 +488,7 @@ class Runtime:
         self.system("system.shutdown", {"pending": self.pending}, None)
         self.state = BusState.DRAINING
         self._turn_away()
-        for rerun in tuple(self._retries):
-            if self._retries[rerun] is not None:
-                self._abandon_retry(rerun)
+        self.retries.abandon_all()
         with anyio.CancelScope(shield=True), anyio.move_on_after(timeout):
             await self.wait_settled()
         unfinished = await self._stop() if self.pending or self.system_pending else ()
@@ -751,14 +504,14 @@ class Runtime:
     async def _stop(self) -> tuple[tuple[str, str], ...]:
         """Cancel what runs and give up what waits; each event that did not finish is named once."""
         held = await self._give_up_held() if self.held else []
-        running = [run.receipt if isinstance(run, Rerun) else run for run in self._suspended]
-        waiting = self._backlog.unstarted()
+        running = [run.receipt if isinstance(run, Rerun) else run for run in self.workers.suspended]
+        waiting = self.backlog.unstarted()
         for receipt in waiting:
             receipt.begun = True
             receipt.plan = receipt.plan or self._resolve(receipt.event.event_type)
             self.execution.give_up(receipt, "the bus drained, and its deadline passed before this handler ran")
-        self._backlog.ready.clear()
-        self._close()
+        self.backlog.ready.clear()
+        self.workers.close()
         with anyio.CancelScope(shield=True):
             await self._ended.wait()
         return tuple(dict.fromkeys((r.event.event_type, r.event.event_id) for r in (*held, *running, *waiting)))  # type: ignore[attr-defined]  # a run that is no rerun is a receipt

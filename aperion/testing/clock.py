@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from aperion._runtime import deadlines, execution, runtime
+from aperion._runtime import deadlines, execution, runtime, workers
 from aperion._runtime.pulse import Pulse
 from aperion.errors import ConfigurationError
 from aperion.testing.running import call_later, wait
@@ -29,7 +29,7 @@ _ROUNDS_OF_QUIET = 3  # passes of the loop in which nothing new comes up
 _MOST_ROUNDS = 100_000
 _HAIR = 1e-9  # so that a timer comes no earlier than it was asked for, whatever floats do
 _NEAR = 1e-6
-_CLOCKED = (deadlines, execution, runtime)  # the modules that ask what time it is
+_CLOCKED = (deadlines, execution, runtime, workers)  # the modules that ask what time it is
 _RUN_ONCE = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # of the loop's own
 
 
@@ -179,7 +179,7 @@ class VirtualClock:
         for module in _CLOCKED:
             module.monotonic = self._monotonic  # type: ignore[attr-defined]  # what it has imported by this name
         for each in self._runtimes:
-            each._deadlines._fire()  # for the handlers that wait already: its timer is to be one of this clock
+            each.workers.deadlines._fire()  # for the handlers that wait already: its timer is to be one of this clock
 
     def _remove(self) -> None:
         for name in ("time", "call_later", "call_at", "call_soon"):

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 def in_flight(runtime: Runtime) -> str:
     """Tell of every event that has not settled: not started, waiting for a retry, or in which handler and where."""
-    told = [_of_run(runtime, run, rest) for run, rest in runtime._suspended.items()]
+    told = [_of_run(runtime, run, rest) for run, rest in runtime.workers.suspended.items()]
     told += [
-        f"{_named(rerun)} waits for attempt {rerun.attempt} in {rerun.subscription.name}" for rerun in runtime._retries
+        f"{_named(rerun)} waits for attempt {rerun.attempt} in {rerun.subscription.name}" for rerun in runtime.retries
     ]
     told += [f"{_named(receipt)} waits for the disk of the audit log" for receipt in runtime.held]
-    told += [f"{_named(receipt)} is not started" for receipt in runtime._backlog.unstarted()]
+    told += [f"{_named(receipt)} is not started" for receipt in runtime.backlog.unstarted()]
     return textwrap.indent("\n".join(told), "  ")
 
 
