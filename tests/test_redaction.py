@@ -496,3 +496,29 @@ def test_random_uuids_and_digit_strings_are_not_taken_for_something_else() -> No
     for length in (9, 10):
         numbers = [str((n * 7_919_777 + 10**length // 3) % 10**length).zfill(length) for n in range(5_000)]
         assert all(redactor.redact_text(number) == number for number in numbers)
+
+
+@pytest.mark.parametrize("before", ["", "536-22-1234", "call "])
+def test_numbers_that_follow_each_other_without_a_space_are_all_hidden(before: str) -> None:
+    """However many there are; one that is hidden makes the next one begin."""
+    text = before + "+44 20 7946 0958" * 40
+
+    shown = Redactor().redact_text(text)
+
+    assert not any(char.isdigit() for char in shown)
+    assert shown.count("[REDACTED_PHONE]") == 40
+
+
+@pytest.mark.parametrize("text", ["++44 20 7946 0958", "a+44 20 7946 0958", "1+44 20 7946 0958"])
+def test_a_plus_inside_a_word_begins_no_number(text: str) -> None:
+    """It is arithmetic, or part of an address."""
+    assert Redactor().redact_text(text) == text
+
+
+def test_a_text_that_was_cut_still_says_so_when_it_is_redacted_again() -> None:
+    """The mark at its end is not taken for the rest of a secret value."""
+    redactor = Redactor(max_text=60)
+    once = redactor.redact_text("Authorization: '''" + "Authorization: " * 4)
+
+    assert once.endswith("[REDACTED_LENGTH]")
+    assert redactor.redact_text(once) == once

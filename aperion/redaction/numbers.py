@@ -133,15 +133,22 @@ def _is_in_table(found: re.Match[str]) -> bool:
 
 def _without_international(text: str, hide: Hide) -> str:
     pieces: list[str] = []
-    at = position = 0
-    while (plus := _PLUS.search(text, position)) is not None:
-        position = plus.end()
-        found = _INTERNATIONAL.match(text, plus.start())
+    at, start = 0, _plus(text, 0)
+    while start >= 0:
+        found = _INTERNATIONAL.match(text, start)
         end = _number_end(text, found) if found is not None else 0
         if end:
-            pieces += text[at : plus.start()], hide("PHONE", text[plus.start() : end])
-            at = position = end
+            pieces += text[at:start], hide("PHONE", text[start:end])
+            at = end
+        # Another may begin right behind one that is hidden now, and else not inside a word.
+        start = end if end and text.startswith("+", end) else _plus(text, end or start + 1)
     return "".join([*pieces, text[at:]]) if pieces else text
+
+
+def _plus(text: str, position: int) -> int:
+    """Return where the next plus is that a number may begin with; -1 if nowhere."""
+    plus = _PLUS.search(text, position)
+    return plus.start() if plus is not None else -1
 
 
 def _number_end(text: str, found: re.Match[str]) -> int:

@@ -77,6 +77,8 @@ class TextRules:
                 return text
             if _PROSE.fullmatch(text) is not None and not _tells(text.lower()):
                 return text
+        if text.endswith(CUT):
+            return self._cut(text, found)
         clean = self._clean(text, found)
         return clean if len(clean) <= self._max or clean is DROPPED else self._cut(clean, found)
 
