@@ -38,7 +38,7 @@ def tests(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Run the numbered examples."""
     session.install("-e", ".[dev]")
-    session.run("python", "-m", "pytest", "tests/test_examples.py")
+    session.run("python", "-m", "pytest", "tests/core/test_examples.py")
 
 
 @nox.session

@@ -15,14 +15,14 @@ from typing import Annotated, Any
 import jsonschema
 import pydantic
 import pytest
+from webhooks import WEBHOOKS
 
 import aperion
 from aperion import EventBus, Retry, Sensitive
 from aperion.catalogue import asyncapi, catalogue, emitters_in, explain, mermaid
 from aperion.catalogue.seen import modules_beside
 
-ROOT = Path(__file__).parent.parent
-WEBHOOKS = ROOT.parent / "shared" / "data" / "github_webhooks.jsonl.gz"
+ROOT = Path(__file__).parents[2]
 RELAYED = "catalogued.relayed"
 
 

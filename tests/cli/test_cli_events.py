@@ -14,7 +14,7 @@ import pytest
 
 import aperion
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHOP = "examples.shop.service:app"
 
 ODD = '''

@@ -1,4 +1,4 @@
-"""The page on redaction lists the types as the rules have them; ``python tests/test_redaction_page.py`` writes it."""
+"""The page on redaction lists the types as the rules have them; ``python tests/redaction/test_redaction_page.py`` writes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aperion.redaction import Kind, kinds
 
-PAGE = Path(__file__).parents[1] / "docs" / "redaction.md"
+PAGE = Path(__file__).parents[2] / "docs" / "redaction.md"
 MARK = "<!-- types -->\n"
 
 
@@ -26,7 +26,7 @@ def test_the_page_is_that_of_the_rules() -> None:
     """It is written anew when they change."""
     _, _, shown = PAGE.read_text(encoding="utf-8").partition(MARK)
 
-    assert shown == table(), "run python tests/test_redaction_page.py"
+    assert shown == table(), "run python tests/redaction/test_redaction_page.py"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The table from the behaviours that Aperion keeps, and the promises it must not break, to their tests.
 
 A test names the ids that it proves at the start of its docstring: ``CORE-1 CORE-2: what it says``.
-``python tests/test_behaviours.py`` writes the table anew.
+``python tests/core/test_behaviours.py`` writes the table anew.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import itertools
 import re
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TABLE = HERE / "BEHAVIOURS.md"
 _ID = re.compile(r"[A-Z]{2,4}-[A-Za-z0-9*/.]+")
 
@@ -53,11 +53,11 @@ REQUIRED = [f"{family}-{n}" for family, count in FAMILIES.items() for n in range
 def proofs() -> dict[str, list[str]]:
     """Return, for each id, the tests that name it."""
     found: dict[str, list[str]] = {}
-    for path in sorted(HERE.glob("test_*.py")):
+    for path in sorted(HERE.glob("*/test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 for name in _named(ast.get_docstring(node) or ""):
-                    found.setdefault(name, []).append(f"{path.name}::{node.name}")
+                    found.setdefault(name, []).append(f"{path.relative_to(HERE).as_posix()}::{node.name}")
     return found
 
 
@@ -70,7 +70,7 @@ def _named(docstring: str) -> list[str]:
 def table() -> str:
     """Return the table as Markdown."""
     found = proofs()
-    lines = ["# Behaviours and the tests that prove them", "", "Written by `python tests/test_behaviours.py`.", ""]
+    lines = ["# Behaviours and the tests that prove them", "", "Written by `python tests/core/test_behaviours.py`.", ""]
     lines += ["| id | tests |", "| --- | --- |"]
     for name in REQUIRED:
         tests = "<br>".join(f"`{test}`" for test in found.get(name, []))
@@ -87,7 +87,7 @@ def test_every_behaviour_has_a_test() -> None:
 
 def test_the_table_is_that_of_the_tests() -> None:
     """It is written anew when tests change."""
-    assert TABLE.read_text(encoding="utf-8") == table(), "run python tests/test_behaviours.py"
+    assert TABLE.read_text(encoding="utf-8") == table(), "run python tests/core/test_behaviours.py"
 
 
 if __name__ == "__main__":

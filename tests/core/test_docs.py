@@ -13,7 +13,7 @@ import pytest
 from aperion.instruments import INSTRUMENTS
 from aperion.telemetry import CONVENTIONS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from webhooks import WEBHOOKS
 
 import aperion
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("[0-9][0-9]_*.py"))
-WEBHOOKS = ROOT.parent / "shared" / "data" / "github_webhooks.jsonl.gz"
 BAD_LINES = [137, 268]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent / "typing"
+HERE = Path(__file__).parents[1] / "typing"
 FILES = ["must_pass.py", "must_fail.py"]
 
 

@@ -22,7 +22,7 @@ from aperion.protocols import MetricsBackend
 
 pytestmark = pytest.mark.anyio
 
-DASHBOARD = Path(__file__).parent.parent / "examples" / "grafana.json"
+DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana.json"
 
 
 class UserLogin(aperion.Payload, type="prom_user.login"):

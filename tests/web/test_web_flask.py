@@ -18,7 +18,7 @@ from flask import Flask
 import aperion
 from aperion import BusState, Event, EventBus, get_correlation_id
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 ID = "X-Correlation-ID"
 
 

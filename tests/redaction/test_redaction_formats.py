@@ -5,17 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
+from webhooks import WEBHOOKS
 
 from aperion import Redactor
 from aperion.redaction import kinds
 from aperion.redaction.shapes import shape
 from aperion.redaction.tokens import ISSUERS
 
-WEBHOOKS = Path(__file__).parents[2] / "shared/data/github_webhooks.jsonl.gz"
 SHAPES = [(issuer.kind, notation) for issuer in ISSUERS for notation in issuer.notations]
 
 
