@@ -109,6 +109,7 @@ async def test_all_records_come_in_order_from_files_of_every_kind(log: Path) -> 
     assert [s.compression for s in sealed_segments(log)] == ["", ".gz", "", ".zst", ""]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.builds(
@@ -323,6 +324,7 @@ async def test_async_for_yields_what_for_yields(log: Path) -> None:
     assert [record.seq async for record in reading] == seqs(reading)
 
 
+@pytest.mark.slow
 def test_ids_are_found_in_a_log_of_random_blocks(tmp_path: Path) -> None:
     rng = random.Random(7)  # noqa: S311
     path = tmp_path / "events.jsonl"

@@ -471,6 +471,7 @@ async def test_stopping_ends_threads_and_workers() -> None:
     assert bus.stats().state == "stopped"
 
 
+@pytest.mark.slow
 async def test_a_soak_of_some_seconds_with_churn_loses_nothing() -> None:
     """STB-9 STB-4: steady events, sync and async, failing ones, subscriptions and threads that come and go."""
     handled = failed = 0

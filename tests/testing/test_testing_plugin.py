@@ -58,6 +58,7 @@ async def test_fails(bus, recorded):
     result.stdout.fnmatch_lines(["*1 x chat.sent*"])
 
 
+@pytest.mark.slow
 def test_a_user_may_bring_an_application_whose_lifespan_and_services_run(pytester: pytest.Pytester) -> None:
     """Also one that is made at import, and serves every test anew."""
     result = run(
@@ -197,6 +198,7 @@ async def test_fails_without():
 """
 
 
+@pytest.mark.slow
 def test_a_test_that_fails_shows_its_seeds_and_an_option_sets_them(pytester: pytest.Pytester) -> None:
     free = run(pytester, SEEDED)
     fixed = run(pytester, SEEDED, "--aperion-seed=4711")
@@ -207,7 +209,9 @@ def test_a_test_that_fails_shows_its_seeds_and_an_option_sets_them(pytester: pyt
     fixed.stdout.fnmatch_lines(["the seed was 4711", "failing(rate=0.5, seed=4711); *"])
 
 
-@pytest.mark.parametrize("arguments", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    "arguments", [pytest.param((), id="alone"), pytest.param(("-n", "2"), id="xdist", marks=pytest.mark.slow)]
+)
 def test_the_suite_of_the_example_passes(arguments: tuple[str, ...]) -> None:
     """Every tool is in it, Hypothesis too."""
     command = [sys.executable, "-m", "pytest", "examples/tested", "-q", "-p", "no:cacheprovider", *arguments]
@@ -218,6 +222,7 @@ def test_the_suite_of_the_example_passes(arguments: tuple[str, ...]) -> None:
     assert f"{tests} passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_suite_may_be_spread_over_processes_with_seeds_and_leaks(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\naperion_leaks = true")
 

@@ -934,7 +934,7 @@ except ImportError as error:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.slow)])
 async def test_two_hundred_requests_at_once_do_not_mix_their_ids(loop: str) -> None:
     """FAST-4: COR-*: each response and each event has the id of its request, in threads too."""
     bus, seen = EventBus(), dict[int, tuple[str, str | None]]()

@@ -94,7 +94,10 @@ def tree(spans: list[dict[str, Any]], parent: str) -> list[Any]:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("way", ["async", "sync", "outbox", "after"])
+@pytest.mark.parametrize(
+    "way",
+    ["async", pytest.param("sync", marks=pytest.mark.slow), "outbox", pytest.param("after", marks=pytest.mark.slow)],
+)
 async def test_a_request_and_all_that_it_causes_are_one_trace(way: str, tmp_path) -> None:
     """OTL-c: the traceparent of the client, the HTTP span, the event, its handlers, and the event of one of them."""
     with served_apart(tmp_path, SERVICE) as (url, _), anyio.fail_after(60):
@@ -117,6 +120,7 @@ async def test_a_request_and_all_that_it_causes_are_one_trace(way: str, tmp_path
     assert answer.headers["X-Correlation-ID"] == TRACE
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_traces_of_requests_at_the_same_time_are_kept_apart(tmp_path) -> None:
     """OTL-c: fifty at once, each with the whole tree of its own and with nothing of another."""
