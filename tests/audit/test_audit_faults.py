@@ -458,7 +458,7 @@ anyio.run(main)
 def in_child(*arguments: object) -> list[str]:
     command = [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(Path(aperion.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=45, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")
 

@@ -265,7 +265,7 @@ async def test_reading_goes_on_while_files_are_rotated_compressed_and_removed(tm
                 if found != expected or (found and sorted(found) != list(range(1, max(found) + 1))):
                     wrong.append(f"{newest_first} {len(found)}")
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(45):
         async with bus, anyio.create_task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, read_all)
             for number in range(3000):
@@ -287,7 +287,7 @@ async def test_following_yields_each_record_once_across_files(tmp_path: Path) ->
         async for record in log.afollow(from_end=False, kinds=["accepted"], limit=300):
             found.append(record)
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(45):
         async with anyio.create_task_group() as group:
             async with aperion.EventBus(audit=log) as bus:
                 group.start_soon(follow)

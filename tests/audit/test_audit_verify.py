@@ -479,7 +479,7 @@ async def test_no_false_alarm_while_the_log_is_written_rotated_and_compressed(tm
             if path.exists():
                 results.append(verify(path, keys=[KEY.public]))
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(45):
         async with aperion.EventBus(audit=audit) as bus, anyio.create_task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, keep_verifying)
             try:

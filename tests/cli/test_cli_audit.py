@@ -42,7 +42,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
         text=True,
         encoding="utf-8",
         env={**ENVIRONMENT, **environment},
-        timeout=60,
+        timeout=45,
         check=False,
     )
 
@@ -558,7 +558,7 @@ def test_a_full_file_that_cannot_be_unpacked_is_found_and_does_not_hide_the_othe
 def test_a_pipe_that_is_closed_ends_it_quietly(log: Path, command: str) -> None:
     shell = f"{sys.executable} -m aperion.cli audit {command} {log} | true"
 
-    done = subprocess.run(["sh", "-c", shell], capture_output=True, env=ENVIRONMENT, timeout=60, check=True)
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, env=ENVIRONMENT, timeout=45, check=True)
 
     assert (done.stdout, done.stderr) == (b"", b"")
 

@@ -25,7 +25,7 @@ def redact(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProces
         input=stdin,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": PACKAGES},
-        timeout=60,
+        timeout=45,
         check=False,
     )
 
@@ -264,6 +264,6 @@ def test_a_pipe_that_is_closed_ends_the_command_without_a_word() -> None:
     ) as process:
         assert process.stdout is not None
         process.stdout.close()
-        _, errors = process.communicate(b"plain\n" * 50_000, timeout=60)
+        _, errors = process.communicate(b"plain\n" * 50_000, timeout=45)
 
     assert errors == b""

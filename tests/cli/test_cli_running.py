@@ -93,7 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end, with nothing on its standard input."""
     return subprocess.run(
-        [*COMMAND, *args], env=ENVIRONMENT, input="", capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, *args], env=ENVIRONMENT, input="", capture_output=True, text=True, timeout=45, check=False
     )
 
 

@@ -227,7 +227,7 @@ def test_an_unknown_level_is_refused(level: Any) -> None:
 def test_importing_configures_nothing() -> None:
     code = "import logging, structlog, aperion.logging; print(structlog.is_configured(), logging.getLogger().handlers)"
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=45)
 
     assert done.stdout.strip() == "False []"
 

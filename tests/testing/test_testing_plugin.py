@@ -209,6 +209,7 @@ def test_a_test_that_fails_shows_its_seeds_and_an_option_sets_them(pytester: pyt
     fixed.stdout.fnmatch_lines(["the seed was 4711", "failing(rate=0.5, seed=4711); *"])
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     "arguments", [pytest.param((), id="alone"), pytest.param(("-n", "2"), id="xdist", marks=pytest.mark.slow)]
 )

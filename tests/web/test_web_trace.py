@@ -100,7 +100,7 @@ def tree(spans: list[dict[str, Any]], parent: str) -> list[Any]:
 )
 async def test_a_request_and_all_that_it_causes_are_one_trace(way: str, tmp_path) -> None:
     """OTL-c: the traceparent of the client, the HTTP span, the event, its handlers, and the event of one of them."""
-    with served_apart(tmp_path, SERVICE) as (url, _), anyio.fail_after(60):
+    with served_apart(tmp_path, SERVICE) as (url, _), anyio.fail_after(45):
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
             headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
             answer = await client.post(f"/{way}/7", headers=headers)
@@ -130,7 +130,7 @@ async def test_traces_of_requests_at_the_same_time_are_kept_apart(tmp_path) -> N
         headers = {"traceparent": f"00-{n + 1:032x}-{parents[n]}-01"}
         await client.post(f"/{('async', 'sync', 'outbox', 'after')[n % 4]}/{n}", headers=headers)
 
-    with served_apart(tmp_path, SERVICE) as (url, _), anyio.fail_after(60):
+    with served_apart(tmp_path, SERVICE) as (url, _), anyio.fail_after(45):
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
             async with anyio.create_task_group() as group:
                 for n in range(50):
