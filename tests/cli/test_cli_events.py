@@ -184,7 +184,7 @@ def _on_a_terminal(*arguments: str, **environment: str) -> str:
     return output.decode()
 
 
-@pytest.mark.parametrize("command", ["events", "explain"])
+@pytest.mark.parametrize("command", ["events", pytest.param("explain", marks=pytest.mark.slow)])
 def test_colours_are_for_terminals_without_no_color(command: str) -> None:
     """As of every command."""
     arguments = (command, SHOP, *(("order.paid",) if command == "explain" else ()))
