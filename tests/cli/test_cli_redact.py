@@ -151,7 +151,9 @@ def test_an_empty_file_gives_nothing() -> None:
 MATERIAL = b"MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj\n"
 
 
-@pytest.mark.parametrize("count", [200, 201, *(pytest.param(count, marks=pytest.mark.slow) for count in (199, 399, 700))])
+@pytest.mark.parametrize(
+    "count", [200, 201, *(pytest.param(count, marks=pytest.mark.slow) for count in (199, 399, 700))]
+)
 def test_a_private_key_of_any_length_is_hidden_whole(count: int) -> None:
     done = redact(stdin=b"-----BEGIN PRIVATE KEY-----\n" + MATERIAL * count + b"-----END PRIVATE KEY-----\nafter\n")
 
