@@ -473,7 +473,7 @@ def _as_outcome(subscription: Subscription, result: float | Outcome) -> Outcome:
     return Outcome(subscription.name, OutcomeState.OK, (Attempt(1, OutcomeState.OK, result),))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True)
 class DeadLetter:
     """A delivery that failed for good, or an event that was not accepted.
 
