@@ -147,11 +147,12 @@ def test_without_valgrind_it_says_what_to_install(monkeypatch, tmp_path: Path, c
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two starts of Python, each fifty times as slow as usual
 @pytest.mark.skipif(not instructions.is_available(), reason="valgrind is not installed")
-def test_a_bare_await_is_counted_alike_each_time(monkeypatch) -> None:
+def test_a_bare_await_is_some_thousand_instructions(monkeypatch) -> None:
     monkeypatch.setattr(instructions, "ROWS", {"bare": Row(what="bare", few=10, many=1_010)})
 
-    first, second = (instructions.count(["bare"], lambda _: None).figure("bare", OURS, "thousands") for _ in range(2))
+    results = instructions.count(["bare"], lambda _: None)
 
-    assert 0.3 < first < 5
-    assert second == pytest.approx(first, rel=0.02)
+    assert results.failures() == []
+    assert 0.3 < results.figure("bare", OURS, "thousands") < 5
