@@ -1,6 +1,6 @@
 """Aperion: an asyncio-native event bus for services that have to answer for what happened in them."""
 
-from aperion._threads import check_cancelled
+from aperion.engine.threads import check_cancelled
 from aperion.app import App, run
 from aperion.audit import AuditLog
 from aperion.bus import BusState, BusStats, DrainReport, EventBus, OverflowPolicy
@@ -17,18 +17,9 @@ from aperion.context import (
     set_correlation_id,
 )
 from aperion.deadletters import DeadLetterQueue
-from aperion.delivery import (
-    Attempt,
-    DeadLetter,
-    Delivery,
-    FailureReason,
-    Outcome,
-    Outcomes,
-    OutcomeState,
-    Receipt,
-    Retry,
-    Subscription,
-)
+from aperion.outcomes import Attempt, DeadLetter, Delivery, FailureReason, Outcome, OutcomeState, Outcomes
+from aperion.receipts import Receipt
+from aperion.subscriptions import Retry, Subscription
 from aperion.errors import (
     AperionError,
     ApplicationError,

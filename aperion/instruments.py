@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from aperion._logs import logger as _log
-from aperion.delivery import OutcomeState
+from aperion.outcomes import OutcomeState
 from aperion.errors import ConfigurationError, shown
 from aperion.protocols import MetricsBackend
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Mapping
 
-    from aperion.delivery import FailureReason
+    from aperion.outcomes import FailureReason
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 _SECONDS_BETWEEN_LOG_LINES = 60.0

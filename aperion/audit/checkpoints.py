@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import orjson
 
 from aperion.audit.signing import SigningKey
-from aperion.delivery import positive
+from aperion.errors import positive
 from aperion.errors import ConfigurationError
 
 if TYPE_CHECKING:

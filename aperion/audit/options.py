@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, TypeAlias
 
-from aperion.delivery import positive
+from aperion.errors import positive
 from aperion.errors import ConfigurationError
 
 Codec: TypeAlias = Literal["gzip", "zstd"]

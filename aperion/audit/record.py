@@ -17,7 +17,7 @@ from aperion.redaction import Redactor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from aperion.delivery import Outcome
+    from aperion.outcomes import Outcome
     from aperion.events import Event
 
 UNREDACTABLE: Final = "[REDACTED_ERROR]"

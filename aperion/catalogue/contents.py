@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from aperion.bus import EventBus
-    from aperion.delivery import Subscription
+    from aperion.subscriptions import Subscription
     from aperion.events import Payload
 
 SYSTEM_TYPES: Final = ("system.startup", "system.shutdown", "system.handler_error", "system.event_dropped")

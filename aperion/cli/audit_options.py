@@ -13,7 +13,7 @@ import typer
 from aperion.audit.options import EVENT_KINDS
 from aperion.audit.segments import GZIP, ZSTD, segments
 from aperion.cli.screen import DEBUG
-from aperion.delivery import OutcomeState
+from aperion.outcomes import OutcomeState
 from aperion.errors import ApplicationError
 
 if TYPE_CHECKING:

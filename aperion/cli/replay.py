@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aperion.cli.progress import Reporter
     from aperion.cli.records import Record
     from aperion.cli.summary import Summary
-    from aperion.delivery import Receipt
+    from aperion.receipts import Receipt
 
 _IN_FLIGHT = 1_000  # events of the file, and caused by them, that are unsettled: what bounds memory
 _INTERRUPTED = 128

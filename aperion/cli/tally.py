@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aperion.delivery import Outcome, OutcomeState, Receipt
+    from aperion.outcomes import Outcome, OutcomeState
+    from aperion.receipts import Receipt
 
 SHOWN_REJECTIONS = 20
 

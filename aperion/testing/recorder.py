@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from aperion.bus import EventBus
-    from aperion.delivery import Filter, Outcomes, Receipt
+    from aperion.outcomes import Outcomes
+    from aperion.receipts import Receipt
+    from aperion.subscriptions import Filter
     from aperion.events import Event
     from aperion.router import M
 

@@ -37,7 +37,7 @@ from aperion.audit.options import NO_ROTATION
 from aperion.audit.recovery import recover
 from aperion.audit.ring import HEADER, Place, Ring, leftover, lock
 from aperion.audit.writer import Writer
-from aperion.delivery import Attempt, Outcome, OutcomeState
+from aperion.outcomes import Attempt, Outcome, OutcomeState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

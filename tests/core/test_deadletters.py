@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aperion.deadletters import DeadLetterQueue, MemoryStore, letter_from
-from aperion.delivery import DeadLetter, FailureReason, HandlerKind, Subscription
+from aperion.outcomes import DeadLetter, FailureReason
+from aperion.subscriptions import HandlerKind, Subscription
 from aperion.errors import ConfigurationError, DeadLetterNotFoundError, PatternError, SerializationError
 from aperion.events import Event, Payload
 from aperion.protocols import DeadLetterStore

@@ -11,7 +11,8 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from aperion.delivery import Delivery, HandlerKind, Subscription
+from aperion.outcomes import Delivery
+from aperion.subscriptions import HandlerKind, Subscription
 from aperion.errors import ConfigurationError
 from aperion.events import Event
 from aperion.middleware import compose, log_slow

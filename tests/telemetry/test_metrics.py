@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from aperion.delivery import FailureReason, OutcomeState
+from aperion.outcomes import FailureReason, OutcomeState
 from aperion.errors import ConfigurationError
 from aperion.instruments import ABANDONED, AUDIT_LAG, BUSY, IN_FLIGHT, QUEUED
 from aperion.metrics import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic
 
 import anyio
@@ -13,9 +14,10 @@ from aperion.patterns import matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
-    from aperion.delivery import Filter, Receipt
+    from aperion.subscriptions import Filter
 
 DEFAULT_BUFFER = 1_000
 
@@ -26,11 +28,11 @@ class EventStream(Generic[P]):
     It listens from its creation until it is closed, the bus stops (iteration then ends), or nobody
     refers to it any more. A reader that falls more than ``buffer`` events behind gets what is
     buffered and then ``StreamOverflowError``: the bus never waits for it, and no event is left out
-    without a word.
+    without a word. Several readers of one stream share its events: each goes to one of them.
     """
 
     # Mutable: the buffer, the state and the wake-up, all on the thread of the loop.
-    __slots__ = ("__weakref__", "_buffer", "_closed", "_limit", "_missed", "_news", "_patterns", "_stop", "_where")
+    __slots__ = ("__weakref__", "_buffer", "_closed", "_limit", "_lend", "_missed", "_patterns", "_readers", "_stop", "_where")
 
     def __init__(self, patterns: tuple[str, ...], where: Filter | None, limit: int) -> None:
         if limit < 1:
@@ -43,8 +45,9 @@ class EventStream(Generic[P]):
         self._buffer: deque[Event[Any]] = deque()
         self._missed = 0
         self._closed = False
-        self._news: anyio.Event | None = None
+        self._readers: dict[anyio.Event, None] = {}  # who waits, by order
         self._stop: Callable[[], None] | None = None
+        self._lend: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __aiter__(self) -> EventStream[P]:
         """Iterate over what comes."""
@@ -62,9 +65,18 @@ class EventStream(Generic[P]):
                 raise StreamOverflowError(self._limit, missed)
             if self._closed:
                 raise StopAsyncIteration
-            self._news = anyio.Event()
-            await self._news.wait()
+            await self._news()
         return self._buffer.popleft()
+
+    async def _news(self) -> None:
+        news = anyio.Event()
+        self._readers[news] = None
+        try:
+            with self._lend():
+                await news.wait()
+        finally:
+            if self._readers.pop(news, self) is not None and self._buffer:
+                self._wake()  # told, and cancelled: the next one takes it
 
     async def __aenter__(self) -> EventStream[P]:
         """Listen until the block is left."""
@@ -76,13 +88,13 @@ class EventStream(Generic[P]):
         """Stop listening."""
         self.close()
 
-    def listen(self, stop: Callable[[], None]) -> None:
-        """Take note of how to stop listening."""
+    def listen(self, stop: Callable[[], None], lend: Callable[[], AbstractContextManager[None]]) -> None:
+        """Take note of how to stop listening, and how a handler that reads lends its place."""
         self._stop = stop
+        self._lend = lend
 
-    def offer(self, receipt: Receipt) -> None:
+    def offer(self, event: Event[Any]) -> None:
         """Take an event that was just accepted; never waits."""
-        event = receipt.event
         if self._closed or not any(matches(pattern, event.event_type) for pattern in self._patterns):
             return
         if self._where is not None and not self._where(event):
@@ -99,12 +111,15 @@ class EventStream(Generic[P]):
         if self._stop is not None:
             self._stop()
             self._stop = None
-        self._wake()
+        while self._readers:
+            self._wake()
 
     def _wake(self) -> None:
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+        """Tell the reader who has waited longest."""
+        reader = next(iter(self._readers), None)
+        if reader is not None:
+            del self._readers[reader]
+            reader.set()
 
 
 async def first(stream: EventStream[P], timeout: float | None, wanted: str) -> Event[P]:

@@ -29,7 +29,6 @@ class Settings:
 
     max_concurrent_events: int
     max_concurrent_handlers: int
-    max_pending_events: int
     overflow_policy: OverflowPolicy
     watchdog: float | bool | None = None
 

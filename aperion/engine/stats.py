@@ -6,26 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(slots=True)
-class Counters:
-    """What a bus has counted since it was made; system events stand apart."""
-
-    # Mutable: every field, on the loop's thread. accepted == settled + dropped_after + pending, always.
-    accepted: int = 0
-    settled: int = 0
-    rejected: int = 0
-    dropped: int = 0
-    dropped_after: int = 0
-    deliveries: int = 0
-    failures: int = 0
-    retries: int = 0
-    redriven: int = 0
-    system_events: int = 0
-    system_dropped: int = 0
-    tap_errors: int = 0
-    loop_blocked: int = 0  # by the watchdog's thread
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusStats:
     """What a bus has counted, at one moment; every field is JSON. System events are counted apart.
@@ -34,7 +14,7 @@ class BusStats:
 
     Args:
         state: "stopped", "running" or "draining".
-        accepted: events that emit and dispatch said yes to.
+        accepted: events that were accepted, by any way of emitting.
         settled: accepted events whose every delivery has an outcome.
         pending: accepted events that are in flight.
         queued: those of them that wait for a worker, or for the event before them with the same key.
@@ -47,6 +27,7 @@ class BusStats:
         redriven: dead letters whose redrive went well.
         dead_letters: the size of the queue.
         dead_letters_evicted: dead letters that a full queue let go.
+        dead_letters_lost: dead letters that the store could not take; the log names them.
         subscriptions: subscriptions that exist.
         subscriptions_active: those that are not paused.
         threads_busy: worker threads that run a handler.
@@ -56,6 +37,8 @@ class BusStats:
         overflow_policy: what happens there.
         system_events: events of the bus itself.
         system_dropped: those that were dropped because too many were in flight.
+        engine_errors: faults of the engine itself; the log tells of each.
+        extension_errors: what observers, stores, callbacks and listeners have raised.
         loop_blocked: how often the watchdog found the event loop held up.
         audit_enabled: whether there is an audit log.
         audit_failures: outcomes that it could not record.
@@ -80,6 +63,7 @@ class BusStats:
     redriven: int
     dead_letters: int
     dead_letters_evicted: int
+    dead_letters_lost: int
     subscriptions: int
     subscriptions_active: int
     threads_busy: int
@@ -89,6 +73,8 @@ class BusStats:
     overflow_policy: str
     system_events: int
     system_dropped: int
+    engine_errors: int
+    extension_errors: int
     loop_blocked: int
     audit_enabled: bool
     audit_failures: int

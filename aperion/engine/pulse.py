@@ -11,21 +11,26 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from aperion._logs import logger as _log
-from aperion._runtime.execution import Execution
-from aperion._runtime.frames import is_ours, outwards
-from aperion._runtime.frames import shown as shown_frames
+from aperion.engine.execution import Execution
+from aperion.engine.frames import is_ours, outwards
+from aperion.engine.frames import shown as shown_frames
 from aperion.errors import ConfigurationError, shown
+from aperion.instruments import ABANDONED, AUDIT_LAG, BUSY, IN_FLIGHT, QUEUED
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from types import FrameType
 
+    from aperion.engine.lifecycle import Engine
+    from aperion.instruments import BusMetrics, Instrument
+    from aperion.protocols import Recorder
     from aperion.redaction import Redactor
 
 DEFAULT_LIMIT = 0.2
 """Seconds that a handler may hold up the loop in development."""
 
+_BEAT = 0.25  # seconds between two looks at how much there is to do
 _SECONDS_BETWEEN_LOG_LINES = 60.0
 _NAMES_REMEMBERED = 1024
 WATCHDOG = "APERION_WATCHDOG"
@@ -66,6 +71,53 @@ def _from_environment(text: str) -> float | None:
     if not 0 <= seconds < math.inf:
         raise ConfigurationError(f"{WATCHDOG}={shown(text)} makes no sense; set it to seconds, or to 0 for no watchdog")
     return seconds or None
+
+
+def watched(
+    engine: Engine, metrics: BusMetrics | None, recorder: Recorder | None, redactor: Redactor
+) -> Callable[[], None]:
+    """Beat as long as a bus runs, where somebody listens; return what ends that."""
+    limit = limit_of(engine.settings.watchdog, engine.loop)
+    if limit is None and metrics is None:
+        return _nothing
+
+    def tell_load(late: float) -> None:
+        if metrics is not None:
+            metrics.late(late)
+            metrics.load(_load(engine, recorder))
+
+    def tell_blocked(subscription: str) -> None:
+        engine.counters.loop_blocked += 1
+        if metrics is not None:
+            metrics.blocked(subscription)
+
+    pulse = Pulse(engine.loop, _BEAT if limit is None else min(_BEAT, limit / 4), tell_load)
+    watchdog = Watchdog(limit, pulse, redactor, tell_blocked) if limit is not None else None
+
+    def stop() -> None:
+        pulse.stop()
+        if watchdog is not None:
+            watchdog.stop()
+
+    return stop
+
+
+def _load(engine: Engine, recorder: Recorder | None) -> dict[Instrument, float]:
+    queued = engine.queue.queued
+    gauges: dict[Instrument, float] = {
+        QUEUED: queued,
+        IN_FLIGHT: max(0, engine.ledger.balance().pending - queued),
+        BUSY: engine.threads.slots.busy,
+        ABANDONED: engine.threads.abandoned,
+    }
+    buffered = recorder.buffered_bytes() if recorder is not None else None
+    if buffered is not None:
+        gauges[AUDIT_LAG] = buffered
+    return gauges
+
+
+def _nothing() -> None:
+    """End what never began."""
 
 
 class Pulse:
@@ -126,7 +178,10 @@ class Watchdog:
             last = self._pulse.last
             held = monotonic() - last - self._pulse.interval
             if held >= self._limit:
-                self._look(last, held)
+                try:
+                    self._look(last, held)
+                except Exception as error:  # noqa: BLE001 - a redactor of the user's must not end the watch
+                    _log.warning("the watchdog failed", error_type=type(error).__name__)
 
     def _look(self, last: float, held: float) -> None:
         frame = sys._current_frames().get(self._loop_thread)

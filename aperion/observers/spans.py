@@ -5,9 +5,10 @@ Names and attributes are those of the semantic conventions for messaging; see ``
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from aperion._frozen import FrozenDict
 from aperion._telemetry import configured
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, Span, SpanContext, TracerProvider
 
-    from aperion.delivery import Attempt, Delivery, FailureReason, Run
     from aperion.events import Event
+    from aperion.outcomes import Attempt, DeadLetter
     from aperion.redaction import Redactor
+    from aperion.subscriptions import Subscription
 
 CONVENTIONS: Final = "1.40.0"
 """The version of OpenTelemetry's semantic conventions; those for messaging have the status "development"."""
@@ -80,6 +82,9 @@ def _global_provider() -> TracerProvider:
     return trace.get_tracer_provider()
 
 
+_Which: TypeAlias = tuple[str, str, int]  # event id, subscription, number of the attempt
+
+
 class Spans:
     """Makes the spans of one bus while it runs, on the thread of its loop unless a method says otherwise."""
 
@@ -92,8 +97,8 @@ class Spans:
         self._linked = tracing.handlers == "link"
         self._redactor = redactor
         self._sending: dict[str, Span] = {}
-        self._open: dict[Run, Span] = {}
-        self._tokens: dict[Run, Token[Context]] = {}
+        self._open: dict[_Which, Span] = {}
+        self._tokens: dict[_Which, Token[Context]] = {}
 
     # Sending
 
@@ -112,7 +117,7 @@ class Spans:
         carried = otel.carried(event.headers, otel.trace.set_span_in_context(span, context))
         return with_headers(event, FrozenDict(carried)), span
 
-    def accepted(self, event: Event[Any], span: Span) -> None:
+    def sent_off(self, event: Event[Any], span: Span) -> None:
         """End the span of an emit; of one that the bus or a processor has dropped, too."""
         self._sending.pop(event.event_id, None)
         span.end()
@@ -124,7 +129,7 @@ class Spans:
         self._fail(span, error, self._redactor.redact_exception(error)[0])
         span.end()
 
-    def rejected(self, event_type: str | None, began: int, error: BaseException) -> None:
+    def no_event(self, event_type: str | None, began: int, error: BaseException) -> None:
         """Tell of an emit that came to no event, since what was handed in is not valid."""
         about = {"messaging.system": "aperion", "messaging.operation.name": "send", "messaging.operation.type": "send"}
         if event_type is not None:
@@ -139,69 +144,59 @@ class Spans:
         span = self._sending.get(event.event_id) or self._otel.trace.get_current_span()
         span.add_event("aperion.dropped", {"messaging.message.id": event.event_id, "aperion.policy": policy})
 
-    def followed(self, event: Event[Any]) -> Mapping[str, str]:
-        """Return the headers by which an event of the bus itself belongs to the trace of its cause."""
-        fields = self._otel.fields
-        return FrozenDict({name: value for name, value in event.headers.items() if name.lower() in fields})
-
     # Handling
 
-    def begun(self, run: Run, delivery: Delivery) -> None:
+    def started(self, event: Event[Any], subscription: Subscription, number: int) -> None:
         """Begin the span of one attempt and make it the current one; ``left`` takes that back."""
-        otel, event = self._otel, delivery.event
+        otel = self._otel
         context, links = otel.receiver(event.headers, linked=self._linked)
         attributes = {
             **self._about(event, "process"),
-            "messaging.destination.subscription.name": delivery.subscription.name,
-            "aperion.attempt": delivery.attempt,
+            "messaging.destination.subscription.name": subscription.name,
+            "aperion.attempt": number,
         }
         span = self._tracer.start_span(
             f"process {event.event_type}", context, otel.trace.SpanKind.CONSUMER, attributes, links
         )
-        self._open[run] = span
-        self._tokens[run] = otel.context.attach(otel.trace.set_span_in_context(span, context))
+        which = event.event_id, subscription.name, number
+        self._open[which] = span
+        self._tokens[which] = otel.context.attach(otel.trace.set_span_in_context(span, context))
 
-    def left(self, run: Run) -> None:
-        """Make the span current that was so before ``begun``; nothing where there was none."""
-        token = self._tokens.pop(run, None)
-        if token is not None:
-            self._otel.context.detach(token)
-
-    def closed(self, run: Run) -> None:
-        """End the span of an attempt that was closed from outside: in another context, where a token is worth nothing."""
-        self._tokens.pop(run, None)
-        self.ended(run, "closed")
-
-    def ended(self, run: Run, outcome: str) -> None:
-        """End the span of an attempt that did not fail."""
-        span = self._open.pop(run, None)
-        if span is not None:
-            span.set_attribute("aperion.outcome", outcome)
-            span.end()
-
-    def failed(self, run: Run, attempt: Attempt) -> Span | None:
-        """Tell on its span how an attempt failed; who calls this ends it. None for one that has no span."""
-        span = self._open.pop(run, None)
-        if span is None or attempt.error is None:
-            return span
+    def ended(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
+        """Tell on its span how an attempt ended; that of a failed one stays open for what follows."""
+        span = self._open.get((event.event_id, subscription.name, attempt.number))
+        if span is None:
+            return
         span.set_attribute("aperion.outcome", attempt.state.value)
-        text, trace = self._redactor.redact_exception(attempt.error)
-        self._fail(span, attempt.error, text)
-        details = {"exception.type": _name(attempt.error), "exception.message": text, "exception.stacktrace": trace}
-        span.add_event("exception", details)
-        return span
+        if attempt.error is not None:
+            text, trace = self._redactor.redact_exception(attempt.error)
+            self._fail(span, attempt.error, text)
+            details = {"exception.type": _name(attempt.error), "exception.message": text, "exception.stacktrace": trace}
+            span.add_event("exception", details)
 
-    def retried(self, span: Span | None, attempt: int) -> None:
-        """Say that another attempt follows, and end the span."""
+    def retried(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
+        """Say that another attempt follows."""
+        span = self._open.get((event.event_id, subscription.name, attempt.number))
         if span is not None:
-            span.add_event("aperion.retry", {"aperion.attempt": attempt})
-            span.end()
+            span.add_event("aperion.retry", {"aperion.attempt": attempt.number + 1})
 
-    def dead(self, span: Span | None, reason: FailureReason) -> None:
-        """Say that a dead letter is left, and end the span."""
+    def dead(self, letter: DeadLetter, attempt: Attempt | None, *, again: bool) -> None:  # noqa: ARG002 - a fact
+        """Say that a dead letter is left."""
+        if attempt is None or letter.subscription is None:
+            return
+        span = self._open.get((letter.event.event_id, letter.subscription, attempt.number))
         if span is not None:
-            span.add_event("aperion.dead_letter", {"aperion.reason": reason.value})
+            span.add_event("aperion.dead_letter", {"aperion.reason": letter.reason.value})
+
+    def left(self, event: Event[Any], subscription: Subscription, number: int) -> None:
+        """End the span of an attempt, and make that one current which was so before."""
+        which = event.event_id, subscription.name, number
+        span, token = self._open.pop(which, None), self._tokens.pop(which, None)
+        if span is not None:
             span.end()
+        if token is not None:
+            with suppress(ValueError):  # closed from outside: in another context, where a token is worth nothing
+                self._otel.context.detach(token)
 
     def _about(self, event: Event[Any], operation: str) -> dict[str, Any]:
         return {

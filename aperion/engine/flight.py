@@ -1,0 +1,179 @@
+"""What the engine moves: an accepted event on its way, and one more attempt at one of its deliveries."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+from aperion._frozen import FrozenList
+from aperion.outcomes import Outcome, Outcomes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aperion.engine.driver import Driver
+    from aperion.engine.lifecycle import Engine
+    from aperion.engine.threads import Job
+    from aperion.events import Event
+    from aperion.outcomes import DeadLetter
+    from aperion.subscriptions import Subscription
+
+NO_RESULTS: list[Any] = FrozenList()  # an empty list for each event that waits would take 56 bytes
+
+
+class Halt(enum.Enum):
+    """Why the engine itself cancels what runs."""
+
+    EXPIRED = "the time of this handler is over"
+    STOPPED = "the drain is over"
+    CLOSED = "somebody closes the coroutine"
+
+
+class Unit:
+    """Work that a task does in one go: the handlers of an event, or one of them once more."""
+
+    # Mutable, on the loop's thread: when the handler that runs was started (monotonic seconds) and how long it may
+    # take; how the rest is driven once it waits; the lane of the deadlines it stands in; why it is cancelled;
+    # whether anything was thrown into it; the unit around a dispatch; whether a worker runs it, which then holds
+    # a place, and how many of its waits have lent that place; what is parked while it waits for a thread, and
+    # the thread that it has.
+    __slots__ = (
+        *("disturbed", "event", "halt", "job", "lane", "lent", "limit"),
+        *("parked", "placed", "rest", "slot", "started", "within"),
+    )
+
+    event: Event[Any]
+    started: float
+    limit: float
+    rest: Driver | None
+    halt: Halt | None
+    lane: dict[Unit, float] | None
+    disturbed: bool
+    within: Unit | None
+    placed: bool
+    lent: int
+    parked: Any
+    slot: Any
+    job: Job | None
+
+    @property
+    def correlation_id(self) -> str:
+        """The id that what is emitted here gets."""
+        return self.event.correlation_id
+
+    @property
+    def unit(self) -> Unit:
+        """This; where code runs is told by a unit, or by a scope inside of one."""
+        return self
+
+    @property
+    def flight(self) -> Flight:
+        """The event that is on its way."""
+        raise NotImplementedError
+
+
+class Flight(Unit):
+    """One accepted event, from acceptance to its settling: its plan, and how each delivery ended."""
+
+    # Mutable, on the loop's thread; each change is made by one module. Results: seconds where a delivery went well
+    # at once, to save an object; a list of its own only from the first handler on.
+    __slots__ = (
+        *("__weakref__", "begun", "dropped", "engine", "failures", "passed", "plan", "results"),
+        *("retrying", "settled", "system", "waiters", "waits_for"),
+    )
+
+    engine: Engine
+    plan: Sequence[Subscription]
+    results: list[float | Outcome]
+    waiters: dict[object, Callable[[], None]] | None
+    waits_for: list[Flight] | None  # what its handlers wait for
+    failures: int  # deliveries that failed for good
+    retrying: int  # deliveries that wait for another attempt
+    passed: bool  # each handler was started once, or skipped
+    begun: bool
+    settled: bool
+    dropped: bool
+    system: bool
+
+    @property
+    def flight(self) -> Flight:
+        """This; a rerun belongs to another."""
+        return self
+
+    def outcomes(self) -> Outcomes:
+        """Return the outcomes there are."""
+        return Outcomes(self.event, self.plan, self.results, self.dropped)
+
+    async def wait(self) -> None:
+        """Wait until it has settled."""
+        await self.engine.wait_for(self)
+
+    def wait_in_thread(self, timeout: float | None) -> None:
+        """Do the same in another thread than the loop's; blocks it."""
+        self.engine.wait_in_thread(self, timeout)
+
+    def call_back(self, callback: Callable[[], None]) -> None:
+        """Call back once it has settled."""
+        if self.settled:
+            self.engine.settlement.call(callback)
+        else:
+            self.when_settled(object(), callback)
+
+    def when_settled(self, name: object, callback: Callable[[], None]) -> None:
+        """Call back when it settles, unless the name is taken out of ``waiters`` before."""
+        if self.waiters is None:
+            self.waiters = {}
+        self.waiters[name] = callback
+
+
+class Rerun(Unit):
+    """One more attempt at one delivery of an event, on its own: a retry or a redrive."""
+
+    # Mutable: what a unit has.
+    __slots__ = ("_flight", "index", "letter", "number", "subscription")
+
+    def __init__(
+        self, flight: Flight, index: int, subscription: Subscription, number: int, letter: DeadLetter | None = None
+    ) -> None:
+        begin(self)
+        self.event = flight.event
+        self._flight = flight
+        self.index = index
+        self.subscription = subscription
+        self.number = number  # of the attempt
+        self.letter = letter  # what is redriven; None for a retry
+
+    @property
+    def flight(self) -> Flight:
+        """The event that it is an attempt at."""
+        return self._flight
+
+
+def begin(unit: Unit) -> None:
+    """Set what every unit begins with."""
+    unit.started = unit.limit = 0.0
+    unit.rest = unit.halt = unit.lane = unit.within = unit.parked = unit.slot = unit.job = None
+    unit.disturbed = unit.placed = False
+    unit.lent = 0
+
+
+def flight_of(engine: Engine, event: Event[Any]) -> Flight:
+    """Return a flight for an event, with the parts that do not depend on how it came in."""
+    flight = Flight()
+    begin(flight)
+    flight.event = event
+    flight.engine = engine
+    flight.plan = ()
+    flight.results = NO_RESULTS
+    flight.waiters = flight.waits_for = None
+    flight.failures = flight.retrying = 0
+    flight.passed = flight.begun = flight.settled = flight.dropped = flight.system = False
+    return flight
+
+
+def root_of(unit: Unit) -> Unit:
+    """Return the unit that a worker or an emitter runs, with the dispatches inside of it left out."""
+    while unit.within is not None:
+        unit = unit.within
+    return unit
+
