@@ -114,16 +114,10 @@ class Settlement:
         """Settle what a fault of the engine itself has left, and say so; never raises."""
         flight = unit.flight
         self._counters.engine_errors += 1
-        _log.critical(
-            "the engine failed",
-            event_id=flight.event.event_id,
-            event_type=flight.event.event_type,
-            error_type=type(error).__name__,
-            error=self._text(error),
-        )
-        if isinstance(error, KeyboardInterrupt) and self._facts.interrupt is not None:
-            self._facts.interrupt(error)
         try:
+            if isinstance(error, KeyboardInterrupt) and self._facts.interrupt is not None:
+                self._facts.interrupt(error)
+            self._tell_of_fault(flight, error)
             if unit is not flight:
                 self._rerun_broke(unit, error)  # type: ignore[arg-type]  # what is no flight is a rerun
             elif not flight.settled:
@@ -133,10 +127,18 @@ class Settlement:
                 flight.passed = True
                 if not flight.retrying:
                     self.settle(flight)
-        except BaseException as again:  # noqa: BLE001 - whatever it is, the event must not stay in flight
-            _log.critical("the engine failed to settle", event_id=flight.event.event_id, error_type=type(again).__name__)
+        except BaseException:  # noqa: BLE001 - whatever it is, the event must not stay in flight
             flight.failures = 0
             self.settle(flight)
+
+    def _tell_of_fault(self, flight: Flight, error: BaseException) -> None:
+        _log.critical(
+            "the engine failed",
+            event_id=flight.event.event_id,
+            event_type=flight.event.event_type,
+            error_type=type(error).__name__,
+            error=self._text(error),
+        )
 
     def left_behind(self, unit: Unit) -> None:
         """Settle a unit whose handler does not end although it was cancelled."""

@@ -182,7 +182,7 @@ async def test_settle_shows_where_a_handler_waits() -> None:
     assert f"slow.event {event_id} is in sleepyhead\n" in told
     places = [told.index(text) for text in ("in slow\n", "in read_all\n", "in pages\n", "the line that is looked for")]
     assert places == sorted(places)
-    assert "aperion/_runtime" not in told
+    assert "aperion/engine" not in told
 
 
 async def test_settle_shows_where_the_threads_of_sync_handlers_are() -> None:
