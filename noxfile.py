@@ -28,9 +28,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run tests and doctests on every version that is there."""
+    """Run all tests, the slow ones too, and doctests on every version that is there."""
     session.install("-e", ".[dev]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", "-m", "", *session.posargs)
     session.run("python", "-m", "pytest", "--doctest-modules", "aperion")
 
 
@@ -45,7 +45,7 @@ def examples(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Measure what the tests cover."""
     session.install("-e", ".[dev]")
-    session.run("coverage", "run", "-m", "pytest")
+    session.run("coverage", "run", "-m", "pytest", "-m", "")
     session.run("coverage", "report")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import time
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
+from inspect import signature
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 from weakref import WeakValueDictionary
 
@@ -18,6 +19,8 @@ from pydantic_core import from_json, to_jsonable_python
 from typing_extensions import TypeVar
 
 from aperion._frozen import Freezer, FrozenDict
+from aperion._plain import Plain, moment_text
+from aperion._restored import restored
 from aperion.errors import ConfigurationError, PayloadError, SerializationError, shown
 from aperion.naming import EVENT_TYPE_PATTERN, is_valid_event_type
 
@@ -28,7 +31,6 @@ P = TypeVar("P", default=Any, covariant=True)  # noqa: PLC0105 - users read Even
 
 PayloadT = TypeVar("PayloadT", bound="Payload")
 
-_MINUTE = timedelta(minutes=1)
 # orjson 3.13 writes 10,000 microseconds of a time as a tenth of a second, and leaves out the seconds of an offset.
 _JSON = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
 
@@ -265,36 +267,47 @@ class Event(_Fields, Generic[P]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values, the payload thawed and not redacted."""
-        fields: dict[str, Any] = from_json(self.to_jsonl())
+        fields: dict[str, Any] = from_json(_written(self, self._plain().value))
         return fields
 
     def to_jsonl(self) -> str:
         """Return one line of JSON without a newline, not redacted; ``from_jsonl`` reads it back.
 
+        The payload is plain JSON. What JSON has no kind for is noted beside it, by JSON pointer, and comes back:
+        dates and times, ``UUID``, ``Decimal``, ``bytes``, tuples, frozensets, paths, keys that are no text. Enums,
+        dataclasses, named tuples, models within mappings and objects of other classes are written as JSON, without
+        a note, and come back as that. A payload whose model restores it by itself has no notes.
+
         Raises:
             SerializationError: for a payload that JSON cannot hold.
         """
-        fields = {name: getattr(self, name) for name in _PUBLIC}
+        plain = self._plain()
+        notes = plain.notes
+        if notes and isinstance(self.payload, Payload) and _restores_itself(self.payload, self.event_type, plain):
+            notes = {}
+        return _written(self, plain.value, notes).decode()
+
+    def _plain(self) -> Plain:
         try:
-            return to_json(fields).decode()
+            return Plain(self.payload, models=type(self.payload) is model_for(self.event_type))
         except (TypeError, ValueError) as error:
-            raise SerializationError(
-                f"event {self.event_id} of type {self.event_type!r} cannot be written as JSON: {error}",
-                event_type=self.event_type,
-            ) from None
+            raise _unwritable(self, error) from None
 
     @classmethod
     def from_jsonl(cls, line: str | bytes) -> Event[Any]:
-        """Read an event from what ``to_jsonl`` wrote; a type with a model gets its model.
+        """Read an event from what ``to_jsonl`` wrote, with notes or without; a type with a model gets its model.
 
         Raises:
-            SerializationError: for a line that is not such a JSON object.
+            SerializationError: for a line that is not such a JSON object, or whose notes do not fit its payload.
             PayloadError: for a payload that its model refuses.
         """
         fields = _parsed(line)
-        event_type, payload = fields["event_type"], fields["payload"]
+        event_type, types, key_types = fields["event_type"], fields.get("types", {}), fields.get("key_types", {})
+        payload = restored(fields["payload"], types, key_types, event_type)
         model = model_for(event_type)
-        fields["payload"] = validated(model, event_type, payload) if model else payload
+        # Strictness is for what users hand in: a set has become a frozenset since.
+        strict = False if types or key_types else None
+        fields["payload"] = _validated_by_name(model, event_type, payload, strict=strict) if model else payload
         return Event(**{name: fields[name] for name in _PUBLIC if name in fields})
 
 
@@ -386,6 +399,22 @@ def validated(model: type[Payload], event_type: str, payload: object) -> Payload
         raise payload_error(event_type, error) from None
 
 
+def _validated_by_name(
+    model: type[Payload], event_type: str, payload: object, *, strict: bool | None = None
+) -> Payload:
+    """Do what ``validated`` does for fields under their own names, as lines have them, whatever their aliases."""
+    try:
+        return model.model_validate(payload, strict=strict, **_BY_NAME)
+    except pydantic.ValidationError as error:
+        raise payload_error(event_type, error) from None
+
+
+# Since pydantic 2.11.
+_BY_NAME: Any = (
+    {"by_alias": True, "by_name": True} if "by_name" in signature(BaseModel.model_validate).parameters else {}
+)
+
+
 def payload_error(event_type: str, error: pydantic.ValidationError) -> PayloadError:
     """Translate pydantic's error into one that shows no input."""
     details = error.errors(include_url=False, include_input=False, include_context=False)
@@ -422,18 +451,34 @@ def jsonable(value: object) -> Any:
     if isinstance(value, bytes):
         return value.decode("latin-1")
     if isinstance(value, datetime):
-        return _moment(value)
+        return moment_text(value)
     return to_jsonable_python(value)
 
 
-def _moment(value: datetime) -> str:
-    offset = value.utcoffset()
-    if (
-        offset is not None and offset % _MINUTE
-    ):  # as before 1900: RFC 3339 has no seconds there, and pydantic reads none
-        with suppress(OverflowError):
-            return value.astimezone(UTC).isoformat()
-    return value.isoformat()
+def _written(event: Event[Any], payload: object, notes: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+    fields = {name: getattr(event, name) for name in _PUBLIC}
+    try:
+        return to_json({**fields, "payload": payload, **notes})
+    except (TypeError, ValueError) as error:
+        raise _unwritable(event, error) from None
+
+
+def _unwritable(event: Event[Any], error: Exception) -> SerializationError:
+    return SerializationError(
+        f"event {event.event_id} of type {event.event_type!r} cannot be written as JSON: {error}",
+        event_type=event.event_type,
+    )
+
+
+def _restores_itself(payload: Payload, event_type: str, plain: Plain) -> bool:
+    """Tell whether a model makes of the plain form what was there, kind by kind."""
+    try:
+        fields = from_json(to_json(plain.value))
+        again = Freezer(event_type).freeze(_validated_by_name(type(payload), event_type, fields))
+        twin = Plain(again, models=True)
+        return twin.notes == plain.notes and to_json(twin.value) == to_json(plain.value)
+    except Exception:  # noqa: BLE001 - a validator of the user may raise anything; notes are right for sure
+        return False
 
 
 def _restore(*values: Any) -> Event[Any]:
@@ -450,4 +495,6 @@ def _parsed(line: str | bytes) -> dict[str, Any]:
     missing = {"event_type", "payload"} - fields.keys()
     if missing:
         raise SerializationError(f"the line is not an event: it has no {' and no '.join(sorted(missing))}")
+    if not isinstance(fields["event_type"], str) or not isinstance(fields.get("headers") or {}, dict):
+        raise SerializationError("the line is not an event: event_type is text, and headers are an object")
     return fields

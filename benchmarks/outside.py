@@ -20,17 +20,32 @@ if TYPE_CHECKING:
     from benchmarks.wiring import Peer
 
 PATIENCE_NS = 200_000_000
+# What a program loads that imports what this bus is built on, and makes one model.
+FLOOR = """
+import asyncio, anyio, orjson, pydantic, uuid_utils
+class Small(pydantic.BaseModel):
+    name: str
+    count: int
+    ratio: float
+"""
 
 
 async def import_time(peer: Peer, scale: Scale) -> dict[str, float]:
-    """Start Python with and without the import, in turns."""
+    """Start Python with the import, with nothing, and with what this bus needs anyway, in turns."""
     if not peer.imports:
         raise UnsupportedError("imports nothing")
     statement = f"import {peer.about.module}"
-    _start(statement)
-    pairs = [(_start("pass"), _start(statement)) for _ in range(scale.imports)]
-    bare = median(without for without, _ in pairs)
-    return {"ns": median(with_it for _, with_it in pairs) - bare, "bare_ns": bare}
+    for warmed in (statement, FLOOR):
+        _start(warmed)
+    turns = [(_start("pass"), _start(statement), _start(FLOOR)) for _ in range(scale.imports)]
+    bare, imported, floor = (median(figures) for figures in zip(*turns, strict=True))
+    return {
+        "ns": imported - bare,
+        "bare_ns": bare,
+        "floor_ns": floor - bare,
+        # Of a turn first, so that a slow moment of the machine hits both sides.
+        "ratio": median(with_it / least for _, with_it, least in turns),
+    }
 
 
 def _start(statement: str) -> int:

@@ -12,8 +12,10 @@ from benchmarks.results import State
 from benchmarks.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from benchmarks.budgets import Verdict
     from benchmarks.results import Cell, Results
     from benchmarks.scenarios import Scenario
 
@@ -36,7 +38,7 @@ def text(results: Results) -> str:
     """Return the whole report."""
     parts = [_heading(results)]
     parts += [_scenario(SCENARIOS[name], results) for name in results.cells]
-    parts += [_legend(results), _budgets(results), *_failures(results)]
+    parts += [_legend(results), _budgets(results), *failures(results)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -91,13 +93,14 @@ def _budgets(results: Results) -> str:
     return f"budgets\n\n{table(['what', 'budget', 'figure', 'used', 'verdict'], rows)}"
 
 
-def _failures(results: Results) -> list[str]:
+def failures(results: Results) -> list[str]:
+    """Return the paragraph about what broke, if anything did."""
     lines = results.failures()
     return ["failed\n" + "\n".join(f"  {line}" for line in lines)] if lines else []
 
 
-def write_json(results: Results, path: Path) -> None:
-    """Write everything, every round included."""
+def write_json(results: Results, path: Path, found: Sequence[Verdict]) -> None:
+    """Write everything, every round included, and the verdicts."""
     budgets = [
         {
             "what": verdict.budget.what,
@@ -106,6 +109,6 @@ def write_json(results: Results, path: Path) -> None:
             "used": verdict.share,
             "kept": verdict.kept,
         }
-        for verdict in verdicts(results)
+        for verdict in found
     ]
     path.write_text(json.dumps({**results.to_dict(), "budgets": budgets}, indent=2) + "\n")

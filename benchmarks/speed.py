@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from statistics import quantiles
 from tempfile import TemporaryDirectory
@@ -15,13 +15,14 @@ from benchmarks.timing import elapsed, in_turns, steady_collector
 from benchmarks.wiring import SMALL, Batch, Driver, Form, Load, Waits, Wiring
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
     from benchmarks.scale import Scale
-    from benchmarks.wiring import Peer
+    from benchmarks.wiring import Handler, Peer
 
 PROOFS = 3
 EVERY = 0.002
+LATENCY_TURNS = 5
 
 
 @contextmanager
@@ -156,26 +157,63 @@ def _crowd(batch: Batch, emitters: int) -> Batch:
 
 
 async def steadily(peer: Peer, scale: Scale) -> dict[str, float]:
-    """Send at a steady pace and note when the handler begins."""
-    delays: list[int] = []
-    sent = 0
-
-    async def handler(event: object, payload: object = None) -> None:
-        delays.append(perf_counter_ns() - sent)
-
-    async with peer.connect(Wiring(handlers=(handler,))) as driver:
-        send = driver.emit or driver.require_dispatch()
-        clock = asyncio.get_running_loop()
+    """Send at a steady pace and note when the handler begins, in turns with a queue that one worker empties."""
+    clock = _Delays()
+    async with peer.connect(Wiring(handlers=(clock.handler,))) as driver, _queue(clock.handler) as queue:
+        ways = {"": driver, "queue_": queue}
+        delays: dict[str, list[int]] = {name: [] for name in ways}
         with steady_collector():
-            due = clock.time()
-            for _ in range(round(scale.steady_seconds / EVERY)):
-                due += EVERY
-                await asyncio.sleep(due - clock.time())
-                sent = perf_counter_ns()
-                await send(1)
+            for _ in range(LATENCY_TURNS):
+                for name, way in ways.items():
+                    delays[name] += await clock.paced(way, scale.steady_seconds / LATENCY_TURNS)
+    figures = {f"{name}{key}": value for name, each in delays.items() for key, value in _percentiles(each).items()}
+    return {**figures, "ratio": figures["p99_ns"] / figures["queue_p99_ns"]}
+
+
+class _Delays:
+    """Send events at a steady pace, and collect how long each took to its handler."""
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._delays: list[int] = []
+
+        async def handler(event: object, payload: object = None) -> None:
+            self._delays.append(perf_counter_ns() - self._sent)
+
+        self.handler = handler
+
+    async def paced(self, driver: Driver, seconds: float) -> list[int]:
+        """Return the delays of so many seconds, without those of the first tenth."""
+        send, loop = driver.emit or driver.require_dispatch(), asyncio.get_running_loop()
+        self._delays = []
+        due = loop.time()
+        for _ in range(round(seconds / EVERY)):
+            due += EVERY
+            await asyncio.sleep(due - loop.time())
+            self._sent = perf_counter_ns()
+            await send(1)
         if driver.drain is not None:
             await driver.drain()
-    return _percentiles(delays[len(delays) // 10 :])
+        return self._delays[len(self._delays) // 10 :]
+
+
+@asynccontextmanager
+async def _queue(handler: Handler) -> AsyncIterator[Driver]:
+    """Yield the least that hands an event over to somebody else."""
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def work() -> None:
+        while True:
+            await handler(await queue.get())
+            queue.task_done()
+
+    async def emit(count: int) -> None:
+        for _ in range(count):
+            await queue.put({**SMALL.fields})
+
+    worker = asyncio.create_task(work())
+    yield Driver(emit=emit, drain=queue.join)
+    worker.cancel()
 
 
 def _percentiles(delays: list[int]) -> dict[str, float]:

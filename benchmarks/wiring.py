@@ -60,7 +60,11 @@ PRIVATE = Load(
 
 
 class Form(Enum):
-    """In which form a payload reaches the peer; whoever has no models knows the first only."""
+    """In which form a payload reaches the peer.
+
+    Whoever has no models sends fields made anew for each event, by the first form as by the last; whoever has nothing
+    but models makes one of them, by either form.
+    """
 
     FRESH = "made anew for each event"
     READY = "one instance of the model for all events"
@@ -143,6 +147,12 @@ class Peer:
     redact_text: Callable[[str], object] | None = None
     redact: Callable[[dict[str, Any]], object] | None = None
     imports: bool = True
+
+
+def refuse_ready(wiring: Wiring) -> None:
+    """Raise ``UnsupportedError`` when one payload is to serve for all events, and the peer needs one for each."""
+    if wiring.form is Form.READY:
+        raise UnsupportedError("has no choice of form")
 
 
 def refuse(wiring: Wiring, *asked: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import abxbus
 from abxbus.middlewares import WALEventBusMiddleware
 
-from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse
+from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse, refuse_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,7 +38,8 @@ MODELS: dict[str, type[abxbus.BaseEvent[Any]]] = {"Small": Small, "Order": Order
 
 
 def _open(wiring: Wiring) -> abxbus.EventBus:
-    refuse(wiring, "redact", "form", "level")
+    refuse(wiring, "redact", "level")
+    refuse_ready(wiring)
     log = [WALEventBusMiddleware(wiring.audit)] if wiring.audit else None
     # Without max_history_drop it refuses the 101st event, even when the first hundred have long been handled.
     bus = abxbus.EventBus(max_history_drop=True, warn_on_duplicate_handler_names=False, middlewares=log)

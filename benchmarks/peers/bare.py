@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from benchmarks.loops import bare_loop
-from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse
+from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse, refuse_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     """Yield the loop itself."""
-    refuse(wiring, "audit", "redact", "strangers", "form")
+    refuse(wiring, "audit", "redact", "strangers")
+    refuse_ready(wiring)
     loop = bare_loop(wiring)
 
     async def drain() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import blinker
 
-from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse
+from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse, refuse_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,7 +18,8 @@ SENDER = "bench"
 @asynccontextmanager
 async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     """Yield one signal; strangers are receivers of other senders."""
-    refuse(wiring, "audit", "redact", "form")
+    refuse(wiring, "audit", "redact")
+    refuse_ready(wiring)
     signal = blinker.Signal()
     for handler in wiring.handlers:
         signal.connect(handler, weak=False)

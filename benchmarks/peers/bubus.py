@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import bubus
 
-from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse
+from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse, refuse_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,7 +41,8 @@ MODELS: dict[str, type[bubus.BaseEvent[Any]]] = {"Small": Small, "Order": Order}
 
 
 def _open(wiring: Wiring) -> bubus.EventBus:
-    refuse(wiring, "redact", "form", "level")
+    refuse(wiring, "redact", "level")
+    refuse_ready(wiring)
     bus = bubus.EventBus(wal_path=wiring.audit)
     for handler in wiring.handlers:
         bus.on(MODELS[wiring.load.model], handler)

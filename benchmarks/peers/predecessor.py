@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import aperion_event_bus
 
-from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse
+from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse, refuse_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
 def _open(wiring: Wiring) -> aperion_event_bus.EventBus:
-    refuse(wiring, "form", "level")
+    refuse(wiring, "level")
+    refuse_ready(wiring)
     redactor = aperion_event_bus.Redactor() if wiring.redact else None
     bus = aperion_event_bus.EventBus(
         event_log_path=wiring.audit, enable_audit=wiring.audit is not None, redactor=redactor

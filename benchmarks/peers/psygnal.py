@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psygnal
 
-from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse
+from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse, refuse_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,7 +24,8 @@ class Emitter:
 @asynccontextmanager
 async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     """Yield one emitter on psygnal's asyncio back end."""
-    refuse(wiring, "audit", "redact", "strangers", "form")
+    refuse(wiring, "audit", "redact", "strangers")
+    refuse_ready(wiring)
     backend = psygnal.set_async_backend("asyncio")
     await backend.running.wait()
     emitter = Emitter()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyee.asyncio
 
-from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse
+from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse, refuse_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     """Yield one emitter; strangers listen to other names."""
-    refuse(wiring, "audit", "redact", "form")
+    refuse(wiring, "audit", "redact")
+    refuse_ready(wiring)
     emitter = pyee.asyncio.AsyncIOEventEmitter()
     for handler in wiring.handlers:
         emitter.on("bench.load", handler)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pymitter
 
-from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse
+from benchmarks.wiring import About, Driver, Peer, Waits, Wiring, refuse, refuse_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,7 +23,8 @@ async def _drain() -> None:
 @asynccontextmanager
 async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
     """Yield one emitter with wildcards on."""
-    refuse(wiring, "audit", "redact", "form")
+    refuse(wiring, "audit", "redact")
+    refuse_ready(wiring)
     emitter = pymitter.EventEmitter(wildcard=True)
     for handler in wiring.handlers:
         emitter.on("bench.load", handler)

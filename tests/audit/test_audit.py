@@ -137,7 +137,7 @@ async def refused(log: AuditLog, event: aperion.Event[Any]) -> aperion.AuditUnav
 
 async def run_in_child(code: str, *arguments: object) -> str:
     command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-    with anyio.fail_after(60):
+    with anyio.fail_after(45):
         done = await anyio.run_process(command, check=False, env=child_environment())
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
@@ -1253,7 +1253,7 @@ async def test_writes_that_are_cut_short_or_fail_lose_nothing_and_repeat_nothing
     _, ring, writer = wired(DrippingFile)
     told = []
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(45):
         for number in range(300):
             line = b'{"n":%d,"x":"%s"}\n' % (number, b"y" * (number * 7 % 900))
             while not told or told[-1] != line:

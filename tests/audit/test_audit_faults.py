@@ -458,7 +458,7 @@ anyio.run(main)
 def in_child(*arguments: object) -> list[str]:
     command = [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(Path(aperion.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=45, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")
 
@@ -467,9 +467,9 @@ def in_child(*arguments: object) -> list[str]:
     ("limit", "sync", "on_failure", "reason"),
     [
         ("FSIZE", "disk", "required", "file too large"),
-        ("FSIZE", "process", "best_effort", "file too large"),
+        pytest.param("FSIZE", "process", "best_effort", "file too large", marks=pytest.mark.slow),
         ("NOFILE", "process", "required", "too many open files"),
-        ("NOFILE", "disk", "best_effort", "too many open files"),
+        pytest.param("NOFILE", "disk", "best_effort", "too many open files", marks=pytest.mark.slow),
     ],
 )
 def test_a_limit_of_the_system_is_survived_as_a_fault_is(

@@ -385,7 +385,9 @@ async def test_an_emitter_that_comes_to_wait_when_all_is_done_does_not_wait_for_
 # A device that stands still for long
 
 
-@pytest.mark.parametrize("sync", LEVELS)
+@pytest.mark.parametrize(
+    "sync", [pytest.param("none", marks=pytest.mark.slow), "process", pytest.param("disk", marks=pytest.mark.slow)]
+)
 async def test_while_the_device_stands_still_the_loop_runs_and_memory_is_bounded(
     path: Path, disk: Disk, sync: str
 ) -> None:
@@ -491,7 +493,14 @@ def killed(*arguments: object) -> tuple[list[str], int]:
     return told, int(missing)
 
 
-@pytest.mark.parametrize(("sync", "told", "kept"), [("none", 19, 0), ("process", 19, 19), ("disk", 0, 0)])
+@pytest.mark.parametrize(
+    ("sync", "told", "kept"),
+    [
+        pytest.param("none", 19, 0, marks=pytest.mark.slow),
+        ("process", 19, 19),
+        pytest.param("disk", 0, 0, marks=pytest.mark.slow),
+    ],
+)
 async def test_when_the_process_is_killed_before_a_device_that_stands_still_has_anything(
     path: Path, sync: str, told: int, kept: int
 ) -> None:

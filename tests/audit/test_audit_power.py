@@ -17,7 +17,7 @@ from aperion.audit import AuditLog, Checkpoints, Rotation, verify
 from aperion.audit.compression import open_lines
 from aperion.audit.segments import segments
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+pytestmark = pytest.mark.anyio
 
 SEED = 20_261_124
 CUTS = 60
@@ -58,7 +58,7 @@ def read(log: Path) -> list[dict[str, Any]]:
     return lines
 
 
-@pytest.mark.parametrize("run", range(4))
+@pytest.mark.parametrize("run", [0, *(pytest.param(run, marks=pytest.mark.slow) for run in range(1, 4))])
 async def test_what_was_said_yes_to_is_there_after_a_power_cut_at_any_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int
 ) -> None:

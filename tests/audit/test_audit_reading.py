@@ -109,6 +109,7 @@ async def test_all_records_come_in_order_from_files_of_every_kind(log: Path) -> 
     assert [s.compression for s in sealed_segments(log)] == ["", ".gz", "", ".zst", ""]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.builds(
@@ -264,7 +265,7 @@ async def test_reading_goes_on_while_files_are_rotated_compressed_and_removed(tm
                 if found != expected or (found and sorted(found) != list(range(1, max(found) + 1))):
                     wrong.append(f"{newest_first} {len(found)}")
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(45):
         async with bus, anyio.create_task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, read_all)
             for number in range(3000):
@@ -286,7 +287,7 @@ async def test_following_yields_each_record_once_across_files(tmp_path: Path) ->
         async for record in log.afollow(from_end=False, kinds=["accepted"], limit=300):
             found.append(record)
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(45):
         async with anyio.create_task_group() as group:
             async with aperion.EventBus(audit=log) as bus:
                 group.start_soon(follow)
@@ -323,6 +324,7 @@ async def test_async_for_yields_what_for_yields(log: Path) -> None:
     assert [record.seq async for record in reading] == seqs(reading)
 
 
+@pytest.mark.slow
 def test_ids_are_found_in_a_log_of_random_blocks(tmp_path: Path) -> None:
     rng = random.Random(7)  # noqa: S311
     path = tmp_path / "events.jsonl"

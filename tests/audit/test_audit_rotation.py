@@ -316,7 +316,10 @@ async def test_files_that_are_old_enough_go(path: Path) -> None:
 # Threads and processes
 
 
-@pytest.mark.parametrize(("each", "limit", "files"), [(4_000, 40_000, 200), (20, 1, 150)])
+@pytest.mark.parametrize(
+    ("each", "limit", "files"),
+    [pytest.param(4_000, 40_000, 200, marks=[pytest.mark.slow, pytest.mark.timeout(120)]), (20, 1, 150)],
+)
 async def test_lines_of_eight_threads_are_in_the_files_once_each(path: Path, each: int, limit: int, files: int) -> None:
     """ROT-f ROT-3: through the bus, with a file every few lines; in the order of each thread, and the chain whole."""
     log = AuditLog(path, rotation=Rotation(max_bytes=limit))

@@ -479,7 +479,7 @@ async def test_no_false_alarm_while_the_log_is_written_rotated_and_compressed(tm
             if path.exists():
                 results.append(verify(path, keys=[KEY.public]))
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(45):
         async with aperion.EventBus(audit=audit) as bus, anyio.create_task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, keep_verifying)
             try:
@@ -565,8 +565,8 @@ def test_any_of_700_random_damages_is_found_or_a_mere_end(tmp_path: Path) -> Non
     assert verify(path).ok
 
 
-@pytest.mark.parametrize("codec", ["gzip", "zstd"])
-@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("codec", [pytest.param("gzip", marks=pytest.mark.slow), "zstd"])
+@pytest.mark.parametrize("indexed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_any_damage_of_a_compressed_file_is_found_or_changes_nothing(tmp_path: Path, codec: Any, indexed: bool) -> None:
     rng = random.Random(20_261_124)  # noqa: S311
     path = tmp_path / "events.jsonl"

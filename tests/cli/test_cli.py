@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ APP = """
     @bus.on("order.slow", name="dawdle")
     async def dawdle(event):
         print("handling", flush=True)
-        await anyio.sleep(60)
+        await anyio.sleep(3600)  # far longer than replay() waits
 
     @bus.on("order.noisy", name="chatter")
     def chatter(event):
@@ -95,7 +94,7 @@ def run(folder: Path, *args: str, lines: str | bytes = "", **more: str) -> subpr
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
         check=False,
     )
 
@@ -299,13 +298,10 @@ def test_what_a_line_says_of_an_event_reaches_the_handlers(folder: Path) -> None
 
 
 def test_unfinished_events_exit_with_1_and_the_drain_is_bounded(folder: Path) -> None:
-    start = time.monotonic()
-
     done = replay(folder, '{"type": "order.slow", "payload": {}}\n', "--drain-timeout", "0.2", "--json")
 
     assert done.returncode == 1
     assert as_json(done)["events"]["unfinished"] == 1
-    assert time.monotonic() - start < 20
 
 
 def test_an_audit_log_that_cannot_be_written_ends_the_replay_without_a_traceback(folder: Path) -> None:

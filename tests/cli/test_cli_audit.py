@@ -35,9 +35,6 @@ HOSTILE = "\x1b]0;owned\x07\x1b[31m \u202eevil \x9b2J \r\n"
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-pytestmark = pytest.mark.slow
-
-
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
@@ -45,7 +42,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
         text=True,
         encoding="utf-8",
         env={**ENVIRONMENT, **environment},
-        timeout=60,
+        timeout=45,
         check=False,
     )
 
@@ -133,6 +130,7 @@ def test_tail_shows_the_last_records_in_their_order(log: Path, records: list[dic
     ]
 
 
+@pytest.mark.slow
 def test_tail_follows_until_ctrl_c(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     anyio.run(_fill, path, None)
@@ -174,6 +172,7 @@ def test_search_from_the_end_stops_at_its_limit(log: Path, records: list[dict[st
     assert lines(run("search", log, "--newest", "-n", 2, "--json")) == records[:-3:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("search",), ("search", "--json"), ("export", "--format", "csv", "-o", "-")])
 def test_what_a_pipe_gets_does_not_depend_on_the_progress_beside_it(log: Path, arguments: tuple[str, ...]) -> None:
     command, *rest = arguments
@@ -185,6 +184,7 @@ def test_what_a_pipe_gets_does_not_depend_on_the_progress_beside_it(log: Path, a
     assert "order.placed" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newest", [False, True])
 def test_progress_goes_on_where_nothing_matches(tmp_path: Path, newest: bool) -> None:
     body = b'{"time":1,"kind":"accepted","event_id":"a","type":"a.b","correlation_id":"r","payload":"%b"}\n' % (
@@ -254,6 +254,7 @@ def test_trace_as_json_is_flat_and_says_who_caused_whom(log: Path) -> None:
     assert second["deliveries"][0]["attempts"][1]["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_trace_draws_a_thousand_generations(tmp_path: Path) -> None:
     bodies = [
         b'{"time":%d,"kind":"accepted","event_id":"e%d","type":"a.b","correlation_id":"r","causation_id":"e%d","payload":{}}\n'
@@ -267,6 +268,7 @@ def test_trace_draws_a_thousand_generations(tmp_path: Path) -> None:
     assert len(lines(run("trace", path, "r", "--json"))[0]["events"]) == 1000
 
 
+@pytest.mark.slow
 def test_stats_count_and_the_chart_is_an_svg_with_axes(log: Path, tmp_path: Path) -> None:
     svg = tmp_path / "chart.svg"
 
@@ -283,6 +285,7 @@ def test_stats_count_and_the_chart_is_an_svg_with_axes(log: Path, tmp_path: Path
     assert "█" in run("stats", log).stdout
 
 
+@pytest.mark.slow
 def test_an_attempt_that_timed_out_is_found_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
 
@@ -328,6 +331,7 @@ def test_verify_exits_with_1_and_names_the_line_that_was_changed(log: Path, tmp_
     assert (found["ok"], found["problems"][0]["kind"]) == (False, "altered")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_kept_elsewhere_shows_that_the_end_was_cut(tmp_path: Path) -> None:
     path, kept, public = tmp_path / "events.jsonl", tmp_path / "kept.json", tmp_path / "key.pub"
     key = SigningKey.generate("audit-1")
@@ -344,6 +348,7 @@ def test_a_checkpoint_kept_elsewhere_shows_that_the_end_was_cut(tmp_path: Path) 
     assert "truncated" in cut.stdout
 
 
+@pytest.mark.slow
 def test_the_end_kept_elsewhere_shows_that_one_record_was_cut(tmp_path: Path) -> None:
     path, kept = tmp_path / "events.jsonl", tmp_path / "kept.json"
     anyio.run(_fill, path, None)
@@ -362,6 +367,7 @@ def test_the_end_kept_elsewhere_shows_that_one_record_was_cut(tmp_path: Path) ->
     assert "truncated" in cut.stdout
 
 
+@pytest.mark.slow
 def test_checkpoint_exits_with_1_where_there_is_none(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
@@ -384,6 +390,7 @@ def test_cloudevents_are_valid_by_their_attribute_names(log: Path, records: list
     assert order["source"] == "=cmd()"
 
 
+@pytest.mark.slow
 def test_csv_cells_are_no_formulas_and_hold_no_control_characters(log: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.csv"
 
@@ -413,6 +420,7 @@ def test_a_number_of_our_own_stays_a_number() -> None:
     assert cell("error", None) == ""
 
 
+@pytest.mark.slow
 def test_export_refuses_to_overwrite_the_log_and_says_what_parquet_needs(log: Path, tmp_path: Path) -> None:
     before = log.read_bytes()
 
@@ -430,6 +438,7 @@ def test_export_refuses_to_overwrite_the_log_and_says_what_parquet_needs(log: Pa
     assert "pip install pyarrow" in parquet.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("tail", "-n", 100), ("search",), ("trace", "req-1"), ("stats",), ("tail", "-n", 100, "--json")]
 )
@@ -454,6 +463,7 @@ ODD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -477,6 +487,7 @@ def test_records_that_somebody_else_wrote_are_shown_without_their_control_charac
     assert not RAW.search(done.stdout.replace("\r\n", "\n"))
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colours_and_with_no_color_none(log: Path) -> None:
     coloured, plain = on_terminal("tail", log), on_terminal("tail", log, NO_COLOR="1")
 
@@ -488,6 +499,7 @@ def test_a_terminal_gets_colours_and_with_no_color_none(log: Path) -> None:
     assert "event type" in plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("tail",), ("search",), ("show", "x"), ("trace", "x"), ("stats",), ("verify",), ("checkpoint",)]
 )
@@ -500,6 +512,7 @@ def test_a_log_that_is_not_there_is_one_line_and_exit_2(tmp_path: Path, argument
     assert re.fullmatch(r"error: there is no audit log at .*AuditLog\n", done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [("search", "--since", "yesterday"), ("search", "--type", "order.pl*"), ("verify", "--key", "/nowhere")],
@@ -514,6 +527,7 @@ def test_a_wrong_option_is_one_line_and_exit_2(log: Path, arguments: tuple[str, 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_pipe_or_a_link_in_the_place_of_a_log_is_one_line_and_exit_2(log: Path, tmp_path: Path) -> None:
     pipe, link = tmp_path / "pipe.jsonl", tmp_path / "link.jsonl"
     os.mkfifo(pipe)
@@ -526,6 +540,7 @@ def test_a_pipe_or_a_link_in_the_place_of_a_log_is_one_line_and_exit_2(log: Path
     assert str(log) in from_link.stderr
 
 
+@pytest.mark.slow
 def test_a_full_file_that_cannot_be_unpacked_is_found_and_does_not_hide_the_others(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(log.read_bytes())
@@ -538,11 +553,12 @@ def test_a_full_file_that_cannot_be_unpacked_is_found_and_does_not_hide_the_othe
     assert len(searched.stdout.splitlines()) == len(log.read_bytes().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["search", "stats"])
 def test_a_pipe_that_is_closed_ends_it_quietly(log: Path, command: str) -> None:
     shell = f"{sys.executable} -m aperion.cli audit {command} {log} | true"
 
-    done = subprocess.run(["sh", "-c", shell], capture_output=True, env=ENVIRONMENT, timeout=60, check=True)
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, env=ENVIRONMENT, timeout=45, check=True)
 
     assert (done.stdout, done.stderr) == (b"", b"")
 

@@ -44,7 +44,7 @@ def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.Com
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
     )
 
 
@@ -184,7 +184,7 @@ def _on_a_terminal(*arguments: str, **environment: str) -> str:
     return output.decode()
 
 
-@pytest.mark.parametrize("command", ["events", "explain"])
+@pytest.mark.parametrize("command", ["events", pytest.param("explain", marks=pytest.mark.slow)])
 def test_colours_are_for_terminals_without_no_color(command: str) -> None:
     """As of every command."""
     arguments = (command, SHOP, *(("order.paid",) if command == "explain" else ()))

@@ -93,7 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end, with nothing on its standard input."""
     return subprocess.run(
-        [*COMMAND, *args], env=ENVIRONMENT, input="", capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, *args], env=ENVIRONMENT, input="", capture_output=True, text=True, timeout=45, check=False
     )
 
 
@@ -288,6 +288,7 @@ def test_a_service_that_fails_ends_the_replay_with_a_summary(start: Start, folde
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_reload_starts_again_when_the_code_changes(start: Start, folder: Path) -> None:
     process = start("run", "service:app", "--reload")
     wait_for(process, "ready")

@@ -329,6 +329,7 @@ async def test_a_thread_waits_for_room_or_gives_up() -> None:
     assert gate.seen == [0, 2]
 
 
+@pytest.mark.slow
 async def test_a_pending_event_takes_little_memory() -> None:
     """BP-f: bounded by default, and each event in flight about a kilobyte beside its payload."""
     payload = {"n": 1}

@@ -43,6 +43,8 @@ def about(*, guards: bool = False) -> dict[str, object]:
     return {"version": "1", "does": "something", "guards": guards}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_a_tiny_run_writes_tables_json_and_a_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     numbers, chart = tmp_path / "out.json", tmp_path / "docs" / "out.svg"
     names = ["dispatch", "emit", "latency", "memory", "import"]
@@ -60,6 +62,8 @@ def test_a_tiny_run_writes_tables_json_and_a_chart(tmp_path: Path, capsys: pytes
     assert ET.fromstring(chart.read_text()).tag.endswith("svg")  # noqa: S314 - our own file
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_the_audit_log_is_measured_at_each_level_and_against_grep() -> None:
     scenarios = ["audit_none", "audit_process", "audit_disk", "audit_emit", "audit_search", "audit_files"]
     results = measure(Plan(scenarios=scenarios, peers=["aperion"], scale="tiny", rounds=1), lambda _: None)

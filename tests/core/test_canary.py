@@ -316,7 +316,7 @@ def test_no_secret_comes_out_of_a_replay(tmp_path: Path, option: tuple[str, ...]
         env={**os.environ, "PYTHONPATH": PACKAGES},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
         check=False,
     )
 

@@ -53,7 +53,7 @@ def test_what_the_page_on_the_catalogue_shows_is_what_the_commands_print() -> No
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=45,
             check=True,
         )
         printed = done.stdout.splitlines()

@@ -34,7 +34,7 @@ def replay(file: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Replay a file through the shop and ask for JSON."""
     command = [sys.executable, "-m", "aperion.cli", "replay", str(file), "--app", "examples.shop.service:app", "--json"]
     return subprocess.run(
-        command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=60, check=False
+        command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=45, check=False
     )
 
 
@@ -59,7 +59,7 @@ def test_an_example_prints_what_it_says(script: Path, tmp_path: Path) -> None:
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=45,
         check=False,
     )
 

@@ -27,7 +27,7 @@ OPTIONAL = [
 @pytest.fixture(scope="module")
 def loaded() -> set[str]:
     code = "import aperion, sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=45)
     return set(done.stdout.split())
 
 

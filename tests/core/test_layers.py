@@ -13,6 +13,8 @@ RANKS: list[tuple[str, int]] = [
     ("errors", 0),
     ("_logs", 0),
     ("_frozen", 1),
+    ("_plain", 1),
+    ("_restored", 1),
     ("naming", 1),
     ("patterns", 1),
     ("events", 1),

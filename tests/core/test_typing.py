@@ -63,6 +63,7 @@ def _lines(pairs: list[tuple[str, str]] | list[tuple[str, int]]) -> dict[str, se
     return lines
 
 
+@pytest.mark.timeout(320)  # pyright fetches node first where there is none
 @pytest.mark.parametrize("checker", [_mypy, _pyright], ids=["mypy", "pyright"])
 def test_user_code_is_accepted_and_mistakes_are_found(checker: object) -> None:
     source = (HERE / "must_fail.py").read_text(encoding="utf-8").splitlines()

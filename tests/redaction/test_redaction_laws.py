@@ -364,6 +364,7 @@ ATTACKS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ATTACKS, ids=repr)
 def test_time_grows_no_faster_than_the_text(unit: str) -> None:
     """REDOS: eight times the text takes no more than three times eight times the time, with the cut out of the way.

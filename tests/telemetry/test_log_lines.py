@@ -184,7 +184,7 @@ def test_nothing_is_configured_at_import() -> None:
     import sys
 
     program = "import logging, aperion, aperion.logging, structlog; print(logging.getLogger().handlers, structlog.is_configured())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=45, check=True)
 
     assert done.stdout.strip() == "[] False"
 

@@ -408,7 +408,7 @@ print(telemetry.inject_trace_context_to_headers(given) == given, [name for name 
 
 def test_without_an_sdk_all_of_it_does_nothing_and_loads_nothing() -> None:
     """OTL-1: not even the API."""
-    done = subprocess.run([sys.executable, "-c", NOTHING], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", NOTHING], capture_output=True, text=True, timeout=45, check=True)
 
     assert done.stdout.splitlines() == ["2 False None None", "True []"]
 
@@ -425,7 +425,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     import os
 
     return subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, timeout=45
     )
 
 

@@ -523,7 +523,7 @@ def test_a_bus_is_watched_where_an_sdk_is_set_up_and_loads_nothing_where_none_is
 ) -> None:
     """OTL-1: without one everything is a no-op, and not even the API is loaded."""
     program = PROGRAM.format(before=before, option=option)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=45)
 
     assert done.stdout.strip() == told, done.stderr
 

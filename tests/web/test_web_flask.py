@@ -155,6 +155,6 @@ assert shop.mails == [f"mail about order 1 for {r['X-Correlation-ID']}" for r in
 assert shop.aperion.get_correlation_id() is None
 """
     command = [sys.executable, "-c", script, str(EXAMPLES / "17_django.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=45, check=False)
 
     assert done.returncode == 0, done.stderr

@@ -164,6 +164,8 @@ async def told():
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 @pytest.mark.anyio
 async def test_a_thousand_requests_at_a_server_do_not_mix_their_ids(tmp_path) -> None:
     """FAST-4 COR-*: fifty at a time; every response has its own id, and every event that of its request."""

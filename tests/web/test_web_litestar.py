@@ -251,7 +251,7 @@ except ImportError as error:
 """
 
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=45, check=False)
 
     assert done.returncode == 0, done.stderr
     assert 'pip install "aperion-bus[litestar]"' in done.stdout

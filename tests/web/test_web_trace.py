@@ -94,10 +94,13 @@ def tree(spans: list[dict[str, Any]], parent: str) -> list[Any]:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("way", ["async", "sync", "outbox", "after"])
+@pytest.mark.parametrize(
+    "way",
+    ["async", pytest.param("sync", marks=pytest.mark.slow), "outbox", pytest.param("after", marks=pytest.mark.slow)],
+)
 async def test_a_request_and_all_that_it_causes_are_one_trace(way: str, tmp_path) -> None:
     """OTL-c: the traceparent of the client, the HTTP span, the event, its handlers, and the event of one of them."""
-    with served_apart(tmp_path, SERVICE) as (url, _), anyio.fail_after(60):
+    with served_apart(tmp_path, SERVICE) as (url, _), anyio.fail_after(45):
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
             headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
             answer = await client.post(f"/{way}/7", headers=headers)
@@ -117,6 +120,7 @@ async def test_a_request_and_all_that_it_causes_are_one_trace(way: str, tmp_path
     assert answer.headers["X-Correlation-ID"] == TRACE
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_traces_of_requests_at_the_same_time_are_kept_apart(tmp_path) -> None:
     """OTL-c: fifty at once, each with the whole tree of its own and with nothing of another."""
@@ -126,7 +130,7 @@ async def test_traces_of_requests_at_the_same_time_are_kept_apart(tmp_path) -> N
         headers = {"traceparent": f"00-{n + 1:032x}-{parents[n]}-01"}
         await client.post(f"/{('async', 'sync', 'outbox', 'after')[n % 4]}/{n}", headers=headers)
 
-    with served_apart(tmp_path, SERVICE) as (url, _), anyio.fail_after(60):
+    with served_apart(tmp_path, SERVICE) as (url, _), anyio.fail_after(45):
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
             async with anyio.create_task_group() as group:
                 for n in range(50):
