@@ -139,7 +139,8 @@ class Intake:
             TypeError: for a detail that events do not have.
         """
         if type(subject) in self._models and payload is None:
-            event_type, value = subject.event_type, subject  # type: ignore[attr-defined]  # a model
+            value: Any = subject
+            event_type = value.event_type
         else:
             event_type, value = self._checked(subject, payload)
         opaque = False

@@ -47,7 +47,7 @@ class Due:
             self._add(rerun, wait, ready=True)
         else:
             self._add(rerun, longest, ready=False)
-            job.on_end = lambda: rerun in self._waiting and self._add(rerun, wait, ready=True)
+            job.on_end = lambda: self._thread_ended(rerun, wait)
 
     def close(self) -> list[Rerun]:
         """Forget all that waits, and return it."""
@@ -55,6 +55,10 @@ class Due:
         self._heap.clear()
         self._set_timer()
         return waiting
+
+    def _thread_ended(self, rerun: Rerun, wait: float) -> None:
+        if rerun in self._waiting:
+            self._add(rerun, wait, ready=True)
 
     def _add(self, rerun: Rerun, wait: float, *, ready: bool) -> None:
         number = self._waiting[rerun] = next(self._order)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aperion.engine.threads import WorkerThreads
     from aperion.engine.workers import Workers
     from aperion.events import Event
-    from aperion.protocols import Middleware
+    from aperion.protocols import CallNext, Middleware
     from aperion.subscriptions import Subscription
 
 
@@ -153,7 +153,7 @@ class Execution:
             unit.started = monotonic()
             if subscription.run is None:
                 return await subscription.handler(handed)
-            handler = functools.partial(subscription.run, unit)
+            handler: CallNext = functools.partial(subscription.run, unit)
             if self.middleware:
                 handler = compose(self.middleware, handler)
             return await handler(Delivery(handed, subscription, number))

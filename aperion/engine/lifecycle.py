@@ -340,7 +340,8 @@ class Engine:
         while unit is not None:
             mine.add(unit.flight)
             unit = unit.within
-        paths, seen = [(target,)], {target}
+        paths: list[tuple[Flight, ...]] = [(target,)]
+        seen = {target}
         while paths:
             path = paths.pop()
             if path[-1] in mine:
@@ -374,7 +375,7 @@ class Engine:
         if (handler := self.handler_here()) is not None:
             self.check_no_cycle(flight, handler)
         unit, future = self.unit_here(), self.loop.create_future()
-        flight.when_settled(future, lambda: future.done() or future.set_result(None))  # type: ignore[func-returns-value]
+        flight.when_settled(future, lambda: _set(future))
         with self._waiting(unit, flight), self.lent(unit):
             try:
                 await future
@@ -455,6 +456,11 @@ class Engine:
             yield
         finally:
             waiting.waits_for.remove(flight)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _answer(done: concurrent.futures.Future[None]) -> None:
