@@ -166,10 +166,12 @@ class BusMetrics:
         try:
             tell = self._tell_by_kind[instrument.kind]
             tell(instrument.name, value, dict(zip(instrument.labels, labels, strict=False)))
-        except Exception as error:  # noqa: BLE001 - a broken back end must not break an event
+        except BaseException as error:  # noqa: BLE001 - a broken back end must not break an event
             self._note(error)
+            if isinstance(error, KeyboardInterrupt):  # no doing of the back end
+                raise
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: BaseException) -> None:
         """Count a failure, and log once a minute at most: its kind, not its words, which may quote values."""
         with self._lock:
             self.errors += 1
