@@ -114,19 +114,19 @@ def moment_text(value: datetime) -> str:
 
 
 def _moment(value: datetime) -> tuple[str, str]:
-    text = moment_text(value)
-    offset = value.utcoffset() if text != value.isoformat() else None
-    return text, f"datetime{_offset_text(offset)}{_zone_text(value.tzinfo)}"
+    return moment_text(value), f"datetime{_odd_offset(value)}{_zone_text(value.tzinfo)}"
 
 
 def _time_of_day(value: time) -> tuple[str, str]:
+    return to_jsonable_python(value), f"time{_odd_offset(value)}{_zone_text(value.tzinfo)}"
+
+
+def _odd_offset(value: datetime | time) -> str:
+    """Return an offset that the text of a time cannot tell, since it has seconds."""
     offset = value.utcoffset()
-    lost = offset is not None and offset % _MINUTE
-    return to_jsonable_python(value), f"time{_offset_text(offset) if lost else ''}{_zone_text(value.tzinfo)}"
-
-
-def _offset_text(offset: timedelta | None) -> str:
-    return "" if offset is None else time(tzinfo=timezone(offset)).isoformat().removeprefix("00:00:00")
+    if not offset or not offset % _MINUTE:
+        return ""
+    return time(tzinfo=timezone(offset)).isoformat().removeprefix("00:00:00")
 
 
 def _zone_text(zone: tzinfo | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import date, datetime, time, timedelta, tzinfo
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import TYPE_CHECKING, Any, Final
@@ -133,7 +133,14 @@ def _fitting(read: Callable[..., Any], value: object, tag: re.Match[str], misfit
 
 
 def _offset(text: str | None) -> tzinfo | None:
-    return time.fromisoformat(f"00:00{text}").tzinfo if text else None
+    if text is None:
+        return None
+    parts = _OFFSET.fullmatch(text)
+    if parts is None:
+        raise ValueError
+    sign, hours, minutes, seconds, fraction = parts.groups(default="0")
+    length = timedelta(hours=int(hours), minutes=int(minutes), seconds=int(seconds), microseconds=int(fraction))
+    return timezone(-length if sign == "-" else length)
 
 
 def _read_moment(text: str, offset: tzinfo | None, zone: ZoneInfo | None) -> datetime:
@@ -141,7 +148,8 @@ def _read_moment(text: str, offset: tzinfo | None, zone: ZoneInfo | None) -> dat
     if (offset or zone) and moment.tzinfo is None:
         raise ValueError
     if offset is not None:
-        moment = moment.astimezone(offset)
+        # In UTC, unless that would have been before the first year or after the last.
+        moment = moment.astimezone(offset) if text.endswith("+00:00") else moment.replace(tzinfo=offset)
     if zone is None:
         return moment
     # By the clock, since it may show a time that is skipped, with which no instant answers.
@@ -192,6 +200,8 @@ def _hashable(value: Any) -> Any:
 
 _BAD_ESCAPE: Final = re.compile(r"~(?![01])")
 _TAG: Final = re.compile(r"(?P<kind>[a-z_]+)(?P<offset>[+-][\d:.]+)?(?:\[(?P<zone>[^\]]+)\])?")
+# ``fromisoformat`` takes an offset of less than a second for none.
+_OFFSET: Final = re.compile(r"([+-])(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{6}))?)?", re.ASCII)
 _DURATION: Final = re.compile(
     r"(?P<minus>-?)P(?:(?P<years>\d+)Y)?(?:(?P<days>\d+)D)?"
     r"(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+)(?:\.(?P<fraction>\d{1,6}))?S)?)?",

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections import Counter, deque
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
+from weakref import ref
 
-from pydantic_core import from_json
-
-from aperion.delivery import DeadLetter, FailureReason, positive
+from aperion._fitting import fitting, rules_of
+from aperion._shown import letter_shown, name_shown
+from aperion.errors import positive
+from aperion.outcomes import DeadLetter, FailureReason
 from aperion.errors import ConfigurationError, DeadLetterNotFoundError, shown
-from aperion.events import model_for, new_event_id, to_json
-from aperion.naming import is_valid_event_type
-from aperion.patterns import check_pattern, matches
+from aperion.events import new_event_id
 from aperion.protocols import DeadLetterStore
 from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Unpack
 
-    from aperion.delivery import Subscription
+    from aperion.subscriptions import Subscription
     from aperion.events import Event
 
 # Inside the queue, ``list`` is a method.
 Letters: TypeAlias = list[DeadLetter]
 Shown: TypeAlias = list[dict[str, Any]]
+
+_AT_ONCE: Final = 1024
+"""Letters that are removed in one go."""
 
 
 class MemoryStore:
@@ -42,24 +43,35 @@ class MemoryStore:
         ConfigurationError: when that is not a whole number above 0.
     """
 
-    # Mutable: _letters, under _lock. A plain dict would be slow: each search for its first key
-    # passes over all that were deleted in front of it.
-    __slots__ = ("_letters", "_lock", "max_size")
+    # Mutable: all but max_size, under _lock. _order has every id that _letters has, the oldest first, and before
+    # them _gone times those that were taken out. Alone, a plain dict would be slow to find its oldest key, which
+    # it seeks behind all that were deleted, and an OrderedDict to go through, which looks each key up.
+    __slots__ = ("_gone", "_letters", "_lock", "_order", "max_size")
 
     def __init__(self, max_size: int) -> None:
         positive("max_size", max_size, whole=True)
         self.max_size = max_size
-        self._letters: OrderedDict[str, DeadLetter] = OrderedDict()
+        self._letters: dict[str, DeadLetter] = {}
+        self._order: deque[str] = deque()
+        self._gone: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def put(self, letter: DeadLetter) -> int:
         """Keep a letter, in place of the one with its id if there is one; return how many were evicted."""
         with self._lock:
+            if letter.letter_id not in self._letters:
+                self._order.append(letter.letter_id)
             self._letters[letter.letter_id] = letter
             if len(self._letters) <= self.max_size:
                 return 0
-            self._letters.popitem(last=False)
+            self._evict()
             return 1
+
+    def _evict(self) -> None:
+        while times := self._gone.pop(oldest := self._order.popleft(), 0):
+            if times > 1:
+                self._gone[oldest] = times - 1
+        del self._letters[oldest]
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """Return the letter with this id and keep it; None when there is none."""
@@ -69,12 +81,30 @@ class MemoryStore:
     def pop(self, letter_id: str) -> DeadLetter | None:
         """Take the letter with this id out; None when there is none."""
         with self._lock:
-            return self._letters.pop(letter_id, None)
+            found = self._letters.pop(letter_id, None)
+            if found is not None:
+                self._went([letter_id])
+            return found
+
+    def remove(self, letter_ids: Iterable[str]) -> int:
+        """Take the letters with these ids out; return how many there were."""
+        with self._lock:
+            pop = self._letters.pop
+            went = [letter_id for letter_id in letter_ids if pop(letter_id, None) is not None]
+            self._went(went)
+            return len(went)
+
+    def _went(self, letter_ids: list[str]) -> None:
+        if len(self._order) > 2 * len(self._letters) + _AT_ONCE:  # so that they take no more room than the rest
+            self._order = deque(self._letters)
+            self._gone.clear()
+        else:
+            self._gone.update(letter_ids)
 
     def __iter__(self) -> Iterator[DeadLetter]:
         """Iterate over a copy, oldest first."""
         with self._lock:
-            return iter(tuple(self._letters.values()))
+            return iter(list(self._letters.values()))
 
     def __len__(self) -> int:
         """Count the letters."""
@@ -130,14 +160,15 @@ class DeadLetterQueue:
     Args:
         max_size: how many letters to keep in memory; a store of your own has its own bound.
         store: where the letters are kept; in memory by default.
-        redactor: hides secrets in what is shown; that of the bus by default.
+        redactor: hides secrets in what is shown; by default that of the bus which put the letter, and for
+            letters that a store made anew, that of the first bus.
 
     Raises:
         ConfigurationError: for a ``max_size`` below 1, or a store that is none.
     """
 
-    # Mutable: _evicted, on the bus's thread; _redactor, once, by the bus.
-    __slots__ = ("_evicted", "_has_own_redactor", "_redactor", "_store")
+    # Mutable: _evicted, _given and _of_letters, on the bus's thread; _size, by whoever counts.
+    __slots__ = ("_default", "_evicted", "_given", "_of_letters", "_own", "_size", "_store")
 
     def __init__(
         self,
@@ -148,21 +179,48 @@ class DeadLetterQueue:
     ) -> None:
         memory = MemoryStore(max_size)
         self._store: DeadLetterStore = memory if store is None else _checked_store(store)
-        self._redactor = Redactor() if redactor is None else redactor
-        self._has_own_redactor = redactor is not None
+        self._own = redactor
+        self._given: Redactor | None = None
+        self._default = Redactor()
+        # By identity, weakly: the letters of every bus but the first, whose redactor is that of all others.
+        self._of_letters: dict[int, tuple[ref[DeadLetter], Redactor]] = {}
         self._evicted = 0
+        self._size = 0
 
     def use_redactor(self, redactor: Redactor) -> None:
-        """Redact with this one from now on, unless the queue was made with one of its own.
+        """Redact with this one, unless the queue has one of its own or one was given before.
 
         The bus calls it, so that the keys it was told to hide are hidden here too.
         """
-        if not self._has_own_redactor:
-            self._redactor = redactor
+        if self._given is None:
+            self._given = redactor
 
-    def put(self, letter: DeadLetter) -> None:
-        """Keep a letter; one with its id is replaced, and keeps its place in the order."""
+    def put(self, letter: DeadLetter, redactor: Redactor | None = None) -> None:
+        """Keep a letter; one with its id is replaced, and keeps its place in the order.
+
+        Args:
+            letter: what is kept.
+            redactor: that of the bus which puts it, for when it is shown.
+        """
+        if redactor is not None:
+            self.use_redactor(redactor)
+            self._remember(letter, redactor)
         self._evicted += self._store.put(letter)
+
+    def _remember(self, letter: DeadLetter, redactor: Redactor) -> None:
+        number, known = id(letter), self._of_letters
+        if self._own is not None or redactor is self._given:
+            known.pop(number, None)
+        else:
+            known[number] = ref(letter, lambda _: known.pop(number, None)), redactor
+
+    def _redactor_of(self, letter: DeadLetter) -> Redactor:
+        if self._own is not None:
+            return self._own
+        found = self._of_letters.get(id(letter))
+        if found is not None and found[0]() is letter:
+            return found[1]
+        return self._given or self._default
 
     def get(self, letter_id: str) -> DeadLetter:
         """Return the letter with this id.
@@ -191,8 +249,10 @@ class DeadLetterQueue:
         """
         if limit is not None:
             positive("limit", limit, whole=True)
-        fits = _filter(event_type, **filters)
-        return list(islice((letter for letter in reversed(tuple(self._store)) if fits(letter)), limit))
+        rules = rules_of(event_type, **filters)
+        letters = list(self._store)
+        letters.reverse()
+        return fitting(letters, rules, limit) if rules else letters[:limit]
 
     def remove(self, letter_id: str) -> bool:
         """Take a letter out; return False when there is none with this id."""
@@ -205,41 +265,55 @@ class DeadLetterQueue:
             PatternError: for an ``event_type`` that cannot match.
             ConfigurationError: for another filter that makes no sense.
         """
-        return sum(self.remove(letter.letter_id) for letter in self.list(event_type, **filters))
+        letter_ids = [letter.letter_id for letter in self.list(event_type, **filters)]
+        if type(self._store) is not MemoryStore:
+            return len([1 for letter_id in letter_ids if self.remove(letter_id)])
+        parts = [letter_ids[start : start + _AT_ONCE] for start in range(0, len(letter_ids), _AT_ONCE)]
+        return sum(map(self._store.remove, parts))
 
     def size(self) -> int:
         """Count the letters."""
         return len(self._store)
 
+    def counts(self) -> tuple[int, int]:
+        """Return how many letters there are and how many were evicted, without a look at any letter.
+
+        It raises nothing but ``KeyboardInterrupt``: where the store cannot count, it is the last size that was known.
+        """
+        try:
+            self._size = len(self._store)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001, S110 - a store of the user may raise anything; figures must come out
+            pass
+        return self._size, self._evicted
+
+    @property
+    def evicted(self) -> int:
+        """Letters that a full store let go since the queue was made."""
+        return self._evicted
+
     def stats(self) -> DeadLetterStats:
         """Return what is in the queue, by reason and by event type."""
-        letters = tuple(self._store)
+        letters = list(self._store)
         times = [letter.failed_at for letter in letters]
         return DeadLetterStats(
             size=len(letters),
             max_size=getattr(self._store, "max_size", None),
             evicted=self._evicted,
-            by_reason=dict(Counter(letter.reason.value for letter in letters)),
+            by_reason=dict(Counter([letter.reason._value_ for letter in letters])),
             by_event_type=self._by_event_type(letters),
             oldest_at=min(times, default=None),
             newest_at=max(times, default=None),
         )
 
     def to_dict(self, letter: DeadLetter) -> dict[str, Any]:
-        """Return a letter as plain JSON values, redacted."""
-        return {
-            "letter_id": letter.letter_id,
-            "event": self._event(letter.event),
-            "subscription": letter.subscription,
-            "reason": letter.reason.value,
-            "error_type": letter.error_type,
-            # Redacted when the letter was made, but a store may hold what others made.
-            "error": self._redactor.redact_text(letter.error),
-            "traceback": self._redactor.redact_text(letter.traceback),
-            "attempts": letter.attempts,
-            "first_failed_at": letter.first_failed_at,
-            "failed_at": letter.failed_at,
-        }
+        """Return a letter as plain JSON values, redacted.
+
+        What cannot be shown, because JSON cannot hold it or because the redactor raised, is ``[NOT SHOWN: ...]``
+        with the class and the reason; the rest of the letter is shown. It raises nothing but ``KeyboardInterrupt``.
+        """
+        return letter_shown(letter, self._redactor_of(letter))
 
     def export(
         self, event_type: str | None = None, *, limit: int | None = None, **filters: Unpack[DeadLetterFilters]
@@ -264,40 +338,12 @@ class DeadLetterQueue:
             return self._store.get(letter_id)
         return next((letter for letter in self._store if letter.letter_id == letter_id), None)
 
-    def _by_event_type(self, letters: tuple[DeadLetter, ...]) -> dict[str, int]:
+    def _by_event_type(self, letters: Letters) -> dict[str, int]:
         counted: Counter[str] = Counter()
-        for event_type, count in Counter(letter.event.event_type for letter in letters).items():
-            counted[self._name(event_type)] += count
+        redactor = self._own or self._given or self._default
+        for event_type, count in Counter([letter.event.event_type for letter in letters]).items():
+            counted[name_shown(event_type, redactor)] += count
         return dict(counted)
-
-    def _event(self, event: Event[Any]) -> dict[str, Any]:
-        fields = {
-            "event_id": event.event_id,
-            "event_type": self._name(event.event_type),
-            "payload": self._payload(event),
-            "timestamp": event.timestamp,
-            "source": self._text(event.source),
-            "correlation_id": self._text(event.correlation_id),
-            "causation_id": event.causation_id,
-            "hops": event.hops,
-            "key": self._text(event.key),
-            "headers": self._redactor.redact(dict(event.headers)),
-        }
-        plain: dict[str, Any] = from_json(to_json(fields))
-        return plain
-
-    def _payload(self, event: Event[Any]) -> object:
-        # What was refused is a mapping still; the model that it was meant for knows what is sensitive in it.
-        if type(self._redactor) is Redactor and isinstance(event.payload, Mapping):
-            return self._redactor.redact(event.payload, like=model_for(event.event_type))
-        return self._redactor.redact(event.payload)
-
-    def _text(self, text: str | None) -> str | None:
-        return None if text is None else self._redactor.redact_text(text)
-
-    def _name(self, event_type: str) -> str:
-        # What was refused for its name may be anything, an address or a key for example.
-        return event_type if is_valid_event_type(event_type) else self._redactor.redact_text(event_type)
 
 
 def letter_from(  # noqa: PLR0913 - what a letter tells
@@ -308,13 +354,16 @@ def letter_from(  # noqa: PLR0913 - what a letter tells
     attempts: int,
     redactor: Redactor,
     *,
-    first_failed_at: float | None = None,
+    before: DeadLetter | None = None,
 ) -> DeadLetter:
-    """Return a new dead letter about a failure of this moment, its error text and traceback redacted."""
+    """Return a dead letter about a failure of this moment, its error text and traceback redacted.
+
+    With the letter ``before`` it is that one again, of which a redrive has failed.
+    """
     now = time.time()
-    text, traceback = redactor.redact_exception(error)
+    text, traceback = _redacted(error, redactor)
     return DeadLetter(
-        letter_id=new_event_id(),
+        letter_id=new_event_id() if before is None else before.letter_id,
         event=event,
         subscription=subscription,
         reason=reason,
@@ -322,9 +371,17 @@ def letter_from(  # noqa: PLR0913 - what a letter tells
         error=text,
         traceback=traceback,
         attempts=attempts,
-        first_failed_at=now if first_failed_at is None else first_failed_at,
+        first_failed_at=now if before is None else before.first_failed_at,
         failed_at=now,
     )
+
+
+def _redacted(error: BaseException, redactor: Redactor) -> tuple[str, str]:
+    try:
+        text, traceback = redactor.redact_exception(error)
+        return str(text), str(traceback)
+    except BaseException:  # noqa: BLE001 - a redactor of the user's: a letter without the text is better than none
+        return "[REDACTED_ERROR]", ""
 
 
 def _checked_store(store: object) -> DeadLetterStore:
@@ -333,35 +390,3 @@ def _checked_store(store: object) -> DeadLetterStore:
             f"store={shown(store)} keeps no dead letters; pass an object with put, pop, __iter__ and __len__"
         )
     return store
-
-
-def _filter(
-    event_type: str | None,
-    *,
-    reason: FailureReason | str | None = None,
-    subscription: Subscription | str | None = None,
-    older_than: float | None = None,
-) -> Callable[[DeadLetter], bool]:
-    rules: list[Callable[[DeadLetter], bool]] = []
-    if event_type is not None:
-        pattern = check_pattern(event_type, any_name=True)
-        rules.append(lambda letter: matches(pattern, letter.event.event_type))
-    if reason is not None:
-        wanted = _reason(reason)
-        rules.append(lambda letter: letter.reason is wanted)
-    if subscription is not None:
-        name = subscription if isinstance(subscription, str) else subscription.name
-        rules.append(lambda letter: letter.subscription == name)
-    if older_than is not None:
-        positive("older_than", older_than)
-        latest = time.time() - older_than
-        rules.append(lambda letter: letter.failed_at <= latest)
-    return lambda letter: all(rule(letter) for rule in rules)
-
-
-def _reason(reason: FailureReason | str) -> FailureReason:
-    try:
-        return FailureReason(reason)
-    except ValueError:
-        choices = ", ".join(repr(choice.value) for choice in FailureReason)
-        raise ConfigurationError(f"reason={shown(reason)} is not a reason; use one of {choices}") from None

@@ -7,6 +7,7 @@ import json
 import time
 from datetime import datetime
 from inspect import signature
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 from weakref import WeakValueDictionary
@@ -452,6 +453,8 @@ def jsonable(value: object) -> Any:
         return value.decode("latin-1")
     if isinstance(value, datetime):
         return moment_text(value)
+    if isinstance(value, PurePath):  # pydantic writes those of this system only
+        return str(value)
     return to_jsonable_python(value)
 
 

@@ -89,8 +89,12 @@ class AuditSink(Protocol):
 class Recorder(AuditSink, Protocol):
     """What records for one bus: an audit sink, and how who emits waits for it."""
 
-    when_synced: Callable[[], asyncio.Future[None] | None] | None
-    """What is done when the disk has all that was recorded so far; None for a sink that is not waited for."""
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether an event is handled only once the disk has its record."""
+
+    def when_synced(self) -> asyncio.Future[None] | None:
+        """Return what is done when the disk has all that was recorded so far; None where nothing is open."""
 
     @property
     def is_crowded(self) -> bool:

@@ -40,8 +40,9 @@ class Housekeeper:
 
     def start(self) -> None:
         """Start the thread, and do what the process before has left undone."""
+        full = sealed_segments(self._path)  # first: without a descriptor for that there is no thread either
         self._thread.start()
-        for segment in sealed_segments(self._path):
+        for segment in full:
             if not segment.compression or not index_path(self._path, segment.number or 0).exists():
                 self.later(lambda segment=segment: self._tidy(segment))  # type: ignore[misc]  # bound early
 

@@ -13,8 +13,9 @@ from aperion.audit.housekeeping import Housekeeper
 from aperion.audit.live import Live
 from aperion.audit.options import OnFailure, Sync
 from aperion.audit.recovery import recover
-from aperion.audit.ring import Ring, lock
+from aperion.audit.ring import Ring, is_unused, lock
 from aperion.audit.segments import index_path, sealed_segments
+from aperion.audit.spill import Spill
 from aperion.audit.writer import Writer
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class AuditStats:
         failure: why not.
         records: accepted from the bus.
         bytes_written: to the files.
-        buffered_bytes: in the ring, and not in the file yet.
+        buffered_bytes: in the ring or waiting for room there, and not in the file yet.
         failures: how often writing failed, each new attempt included.
         missing: records that could not be taken, all told.
         recovered: records that the process before had left in its ring.
@@ -67,6 +68,7 @@ class Setup:
     on_failure: OnFailure
     rotation: Rotation
     checkpoints: Checkpoints
+    kinds: frozenset[str]
     buffer_bytes: int
     subjects: Subjects | None
 
@@ -77,16 +79,22 @@ class Parts:
 
     live: Live
     ring: Ring
+    spill: Spill
     writer: Writer
     housekeeper: Housekeeper
     recovered: int
     subjects: Subjects | None
 
-    def close(self) -> int:
-        """Write what there is, let go of the files, and return how many records stay in the ring. Waits."""
+    def close(self) -> tuple[int, int]:
+        """Write what there is, and let go of the files. Waits.
+
+        Returns:
+            How many records stay in the ring, and how many waited for room there and are lost.
+        """
+        lost = self.writer.bring_over(self.spill)
         left = self.writer.stop()
         if self.writer.is_stuck:
-            return left  # the thread still uses the files
+            return left, lost  # the thread still uses the files
         self.housekeeper.stop()
         if not left and self.ring.missed is None:
             self.ring.remove()
@@ -94,7 +102,7 @@ class Parts:
         self.ring.close()
         if self.subjects is not None:
             self.subjects.close()
-        return left
+        return left, lost
 
 
 def open_parts(log: Setup) -> Parts:
@@ -124,20 +132,22 @@ def open_parts(log: Setup) -> Parts:
         started = {"pid": os.getpid(), "version": _version(), "clean": recovered.clean, "recovered": recovered.records}
         live.note("started", started)
         ring = Ring(ring_path, fd, log.buffer_bytes, live.place, shared=log.sync is not Sync.NONE)
+        on_failure.callback(ring.remove)
+        housekeeper = Housekeeper(path, log.rotation.compress)
+        on_failure.callback(housekeeper.stop)
+        housekeeper.start()
+        writer = Writer(
+            ring,
+            live,
+            rotation=log.rotation,
+            checkpoints=log.checkpoints,
+            housekeeper=housekeeper,
+            subjects=subjects,
+            keeps_going=log.on_failure is OnFailure.BEST_EFFORT,
+        )
+        writer.start()
         on_failure.pop_all()
-    housekeeper = Housekeeper(path, log.rotation.compress)
-    housekeeper.start()
-    writer = Writer(
-        ring,
-        live,
-        rotation=log.rotation,
-        checkpoints=log.checkpoints,
-        housekeeper=housekeeper,
-        subjects=subjects,
-        keeps_going=log.on_failure is OnFailure.BEST_EFFORT,
-    )
-    writer.start()
-    return Parts(live, ring, writer, housekeeper, recovered.records, subjects)
+    return Parts(live, ring, Spill(ring), writer, housekeeper, recovered.records, subjects)
 
 
 def clear(path: Path) -> list[Path]:
@@ -163,8 +173,8 @@ def clear(path: Path) -> list[Path]:
 
 
 def _remove_empty(fd: int, ring_path: Path) -> None:
-    """Leave no file behind where a log could not be opened and there was none."""
-    if not os.fstat(fd).st_size:
+    """Leave no ring behind where a log could not be opened and there was none."""
+    if is_unused(fd):
         _unlinked(ring_path)
 
 

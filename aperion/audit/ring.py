@@ -61,6 +61,10 @@ class Missed:
     since: int
     until: int
 
+    def with_those(self, others: Missed) -> Missed:
+        """Return both as one."""
+        return Missed(self.count + others.count, min(self.since, others.since), max(self.until, others.until))
+
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
@@ -111,6 +115,11 @@ def same_file(fd: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(there, os.fstat(fd))
+
+
+def is_unused(fd: int) -> bool:
+    """Tell whether a file is no ring yet: empty, or about to become one."""
+    return _header(fd)[_AT_MAGIC] == 0
 
 
 def leftover(fd: int, path: Path, log: Path) -> Leftover | None:
@@ -175,7 +184,7 @@ class Ring:
     # Mutable: head by the thread that puts; tail, mark and place by the one that takes.
     # The mapping is replaced by the thread that puts, while nothing is in the ring.
     __slots__ = (
-        *("_fd", "_map", "_shared", "_spare", "_sum", "_sum_taken", "_swap", "_words"),
+        *("_fd", "_map", "_owed", "_shared", "_spare", "_sum", "_sum_taken", "_swap", "_words"),
         *("beyond", "capacity", "head", "mark", "missed", "path", "place", "tail"),
     )
 
@@ -186,6 +195,7 @@ class Ring:
         self.mark = -1  # beyond asks first
         self.beyond: Callable[[int], None] = _nowhere
         self.missed: Missed | None = None
+        self._owed: Missed | None = None
         self.place = place
         self._sum = self._sum_taken = 0
         self._fd = fd
@@ -206,6 +216,15 @@ class Ring:
         end = self.head + len(line)
         if end > self.mark:
             self.beyond(end)
+        self.store(line)
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether so many bytes fit now."""
+        return self.head + size - self.tail <= self.capacity
+
+    def store(self, line: bytes) -> None:
+        """Append a line that there is room for, without asking."""
+        end = self.head + len(line)
         start = HEADER + self.head % self.capacity
         stop = start + len(line)
         if stop <= HEADER + self.capacity:
@@ -224,7 +243,17 @@ class Ring:
     def miss(self, missed: Missed | None) -> None:
         """Keep in mind what could not be put, for the next start."""
         self.missed = missed
-        words = self._words
+        self._tell_missed()
+
+    def owe(self, owed: Missed | None) -> None:
+        """Keep in mind what waits elsewhere to be put: if the process dies before, it is missing."""
+        self._owed = owed
+        self._tell_missed()
+
+    def _tell_missed(self) -> None:
+        missed, words = self.missed, self._words
+        if self._owed is not None:
+            missed = self._owed if missed is None else missed.with_those(self._owed)
         words[_AT_MISSED] = 0
         if missed is not None:
             words[_AT_MISSED_FROM], words[_AT_MISSED_TO] = missed.since, missed.until
@@ -302,7 +331,7 @@ class Ring:
                 return False
             fd, (self._fd, self._map), self._spare = self._fd, self._spare, None
             self._words = self._begun()
-        self.miss(self.missed)
+        self._tell_missed()
         os.close(fd)
         return True
 

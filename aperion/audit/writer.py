@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from aperion.audit.chain import filling
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from aperion.audit.options import Rotation
     from aperion.audit.ring import Ring
     from aperion.audit.signing import SigningKey
+    from aperion.audit.spill import Spill
     from aperion.audit.subjects import Subjects
 
 _SHORTEST: Final = 0.002
@@ -61,13 +63,14 @@ class Writer:
             "_checkpoint_seq",
             "_checkpoints",
             "_event_seq",
+            "_given_up",
             "_housekeeper",
             "_keeps_going",
             "_key",
             "_live",
         ),
         *("_look_at", "_new_key", "_prune_at", "_pruned", "_reopening", "_ring", "_rotation", "_stopping", "_subjects"),
-        *("_thread", "_tried", "_wake", "checkpoints", "failure", "failures", "on_progress", "rotations"),
+        *("_thread", "_tried", "_wake", "checkpoints", "failure", "failures", "full", "on_progress", "rotations"),
     )
 
     def __init__(  # noqa: PLR0913 - the parts of a log
@@ -100,7 +103,8 @@ class Writer:
         self._checkpoint_seq = live.last_checkpoint()
         self._event_seq = live.link.seq - 1  # the number of the last record that came through the ring
         self._tried = -1
-        self._stopping = self._reopening = False
+        self.full: Final = f"the buffer of {ring.capacity:,} bytes is full, and the disk does not keep up"
+        self._stopping = self._reopening = self._given_up = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"aperion-audit-{live.path.name}", daemon=True)
         ring.beyond = self._beyond
@@ -139,14 +143,18 @@ class Writer:
             raise AuditUnavailable(self._live.path, "its ring is being replaced")
         self.hurry()
         if end - ring.tail > ring.capacity:
-            self._tried = ring.tail
-            raise AuditUnavailable(self._live.path, self.refusal or "the buffer was full")
+            raise AuditUnavailable(self._live.path, self.failure or self.full)
+
+    def refused(self, reason: str) -> None:
+        """Remember that a record was refused because the ring was full, until there is room."""
+        if reason == self.full:
+            self._tried = self._ring.tail
 
     @property
     def refusal(self) -> str | None:
         """Why lines are refused now, or will be; None where all is well."""
         if self.failure is None and self._tried == self._ring.tail:
-            return f"the buffer of {self._ring.capacity:,} bytes is full, and the disk does not keep up"
+            return self.full
         return self.failure
 
     # On the thread of the writer
@@ -156,14 +164,15 @@ class Writer:
         while True:
             stopping = self._stopping
             moved = self._pass(self._work)
-            if stopping and not moved:
+            # Not at the first batch of nothing: the file may have become full, and the next pass begins another.
+            if stopping and (self.failure is not None or self._ring.head == self._ring.tail):
                 break
             pause = self._next_pause(pause, moved=moved)
             self._set_mark(pause)
             if not stopping and not self._is_behind():
                 self._wake.wait(pause)
                 self._wake.clear()
-        if self.failure is None:
+        if self._ring.head == self._ring.tail:  # after a failure too, such as one to begin the next file
             self._pass(self._finish)
 
     def _is_behind(self) -> bool:
@@ -360,11 +369,30 @@ class Writer:
         if self._ring.missed is not None:
             self._note("gap", gap(self._ring.missed))
             self._ring.miss(None)
-        self._make_room()
+        with suppress(OSError):  # a file that is a little too large is better than one that does not say its end
+            self._make_room()
         self._note("stopped", {"pid": os.getpid()})
         self._checkpoint()
         self._live.file.sync()
         return False
+
+    def bring_over(self, spill: Spill) -> int:
+        """Move what waits for room into the ring, and return how many records could not be, which count as missing. Waits.
+
+        Called before ``stop``, as that is: from a thread that may wait, and is the one that puts from now on.
+        """
+        ring, failures = self._ring, self.failures
+        tail, since = ring.tail, time.monotonic()
+        # Two failures: the first may be of an attempt that began before.
+        while not spill.pour() and self._thread.is_alive() and self.failures < failures + 2:
+            self._wake.set()
+            self._thread.join(_SHORTEST)
+            if ring.tail != tail:
+                tail, since = ring.tail, time.monotonic()
+            elif time.monotonic() - since > _STALLED:
+                self._given_up = True
+                break
+        return spill.give_up()
 
     def stop(self) -> int:
         """Write what there is, end the thread, and return how many lines could not be written. Waits.
@@ -374,7 +402,8 @@ class Writer:
         """
         self._look_at = 0.0  # one more look: the last lines must not go into a file that was removed
         self._stopping = True
-        written = -1
+        self._wake.set()
+        written = self._live.written if self._given_up else -1
         while self._thread.is_alive() and written != self._live.written:
             written = self._live.written
             self._wake.set()

@@ -42,7 +42,8 @@ class Admission:
         self._settlement = engine.settlement
         self._wake = engine.workers.wake
         self._recorder = engine.recorder
-        self._synced = engine.recorder.when_synced if engine.recorder is not None else None
+        recorder = engine.recorder
+        self._synced = recorder.when_synced if recorder is not None and recorder.waits_for_disk else None
         self._watched = engine.recorder is not None or engine.facts.accepted is not None or engine.facts.begun is not None
         self._limit = engine.ledger.limit
         self._policy = policy

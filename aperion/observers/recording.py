@@ -38,7 +38,7 @@ class SinkRecorder:
 
     __slots__ = ("_sink", "accepted", "ended", "noted")
 
-    when_synced = None
+    waits_for_disk = False
     is_crowded = False
 
     def __init__(self, sink: AuditSink) -> None:
@@ -50,6 +50,9 @@ class SinkRecorder:
     def wants(self, kind: str) -> bool:
         """Tell whether records of a kind are written; what a sink was not made for, it is not told."""
         return kind != "handler_started"
+
+    def when_synced(self) -> None:
+        """Return nothing to wait for."""
 
     async def room(self) -> None:
         """Wait for nothing."""

@@ -84,6 +84,10 @@ class Disk:
 
         self._faults[call] = fault
 
+    def goes_on(self) -> None:
+        """Do what waits; what is asked later fails or stands still as it was told."""
+        self._go.set()
+
     def heals(self) -> None:
         """Do what is asked from now on, and what waits."""
         self._faults.clear()

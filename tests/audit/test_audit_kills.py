@@ -97,9 +97,8 @@ def victims(zygote: subprocess.Popen[str], tmp_path: Path) -> Victims:
     return Victims(zygote, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "sync", [pytest.param("none", marks=pytest.mark.slow), "process", pytest.param("disk", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sync", LEVELS)
 async def test_100_lives_that_end_at_random_moments_leave_what_the_level_promises(victims: Victims, sync: str) -> None:
     """AUD-m/n: with rotation and compression under way; a quarter of them one after another in the same log."""
     rng = random.Random(f"{SEED} {sync}")
@@ -115,9 +114,12 @@ async def test_100_lives_that_end_at_random_moments_leave_what_the_level_promise
     assert told > 20
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("when", ["before", "half", "after"])
-@pytest.mark.parametrize("sync", LEVELS)
+@pytest.mark.parametrize(
+    "when", ["before", pytest.param("half", marks=pytest.mark.slow), pytest.param("after", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    "sync", [pytest.param("none", marks=pytest.mark.slow), "process", pytest.param("disk", marks=pytest.mark.slow)]
+)
 async def test_a_life_that_ends_at_any_call_of_the_system_leaves_what_the_level_promises(
     victims: Victims, sync: str, when: str
 ) -> None:

@@ -101,7 +101,7 @@ async def test_a_disk_that_stands_still_for_long_is_waited_for_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the failure policy decides, for every emitter, until it gets on."""
-    monkeypatch.setattr("aperion.audit.log._PATIENCE", 0.05)
+    monkeypatch.setattr("aperion.audit.buffer._PATIENCE", 0.05)
     disk = Disk(path.parent, monkeypatch)
     log = AuditLog(path, buffer_bytes=SMALL)
     async with EventBus(audit=log) as bus:

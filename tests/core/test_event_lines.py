@@ -14,12 +14,13 @@ from zoneinfo import ZoneInfo
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import aperion
 from aperion import Event, Payload
 from aperion.errors import SerializationError
+from aperion.events import to_json
 
 ODD = dt.timezone(dt.timedelta(minutes=53, seconds=28))
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -101,6 +102,11 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
+@example({"at": dt.datetime(2000, 1, 1, tzinfo=dt.timezone(dt.timedelta(microseconds=1)))})
+@example({"at": dt.datetime.min.replace(tzinfo=dt.timezone(dt.timedelta(microseconds=1)))})
+@example({"at": dt.datetime.min.replace(tzinfo=ODD), "time": dt.time(tzinfo=dt.timezone(dt.timedelta(seconds=-1)))})
+@example({"at": dt.datetime.max.replace(tzinfo=dt.timezone(-dt.timedelta(hours=1, microseconds=1)))})
+@example({"at": dt.datetime(1893, 4, 1, 0, 3, tzinfo=BERLIN)})
 def test_every_payload_of_known_kinds_comes_back_equal_kind_by_kind(payload: dict[Any, Any]) -> None:
     """At any depth, keys included; sets are frozen when the event is made."""
     event = Event("a.b", payload)
@@ -159,6 +165,13 @@ def test_a_path_of_this_system_comes_back_as_one_of_another_as_a_pure_one() -> N
     other = Event.from_jsonl(line.replace("posix_path", "windows_path")).payload["path"]
     assert isinstance(other, PurePath)
     assert other == PureWindowsPath("a/b")
+
+
+def test_a_path_of_any_system_has_a_form_where_json_is_written() -> None:
+    """What an event may hold can be shown, sent and recorded."""
+    paths = [Path("a/b"), PurePosixPath("a/b"), PureWindowsPath("C:/a")]
+
+    assert json.loads(to_json(paths)) == ["a/b", "a/b", "C:\\a"]
 
 
 def test_keys_that_are_no_text_come_back() -> None:
@@ -390,6 +403,7 @@ def test_a_model_that_no_type_has_comes_back_as_plain_json() -> None:
         ({"types": {"/aware": "datetime[Europe/Atlantis]"}}, "says datetime, and what is there is none"),
         ({"types": {"/aware": "datetime[Europe]"}}, "says datetime, and what is there is none"),
         ({"types": {"/aware": "datetime[../../etc/passwd]"}}, "says datetime, and what is there is none"),
+        ({"types": {"/aware": "datetime+1:00"}}, "says datetime, and what is there is none"),
         ({"types": {"/aware": "datetime+99:00"}}, "says datetime, and what is there is none"),
         ({"types": {"/far": "timedelta"}}, "says timedelta, and what is there is none"),
         ({"key_types": {"/text": "int"}}, "says int, and the key there is none"),

@@ -26,6 +26,8 @@ RANKS: list[tuple[str, int]] = [
     ("instruments", 3),
     ("metrics", 3),
     ("middleware", 4),
+    ("_shown", 4),
+    ("_fitting", 4),
     ("deadletters", 4),
     ("audit", 4),
     ("_threads", 4),

@@ -1,0 +1,290 @@
+"""The buffer: what was recorded and is on its way into the file, what is missing, and who waits for room or for the disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from time import monotonic, sleep, time_ns
+from typing import TYPE_CHECKING, Final
+
+from aperion._logs import logger as _log
+from aperion.audit import record
+from aperion.audit.recovery import gap
+from aperion.audit.ring import Missed
+from aperion.errors import AuditUnavailable
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import NoReturn
+
+    from aperion.audit.parts import Parts
+
+_LOOK: Final = 0.001
+_PATIENCE: Final = 2.0
+"""Seconds that an emitter waits for a device that stands still, once until it gets on."""
+_GAP: Final = 512
+"""Bytes that are enough for the record of a gap, which goes into the ring together with the one after it."""
+_MANY: Final = 64
+
+
+class Buffer:
+    """Takes records on the loop's thread, in order, and never waits.
+
+    What can be refused goes into the ring or is refused. What cannot, since it has happened already, goes
+    behind a ring that is full into a spill, and all that comes later behind that, until it is empty again.
+
+    Args:
+        path: of the log, for errors.
+        capacity: bytes of the ring.
+        fails: whether a disk that refuses fails those who wait for it.
+    """
+
+    # Mutable: with which parts it is open, what is counted, and who waits.
+    __slots__ = (
+        *("_crowd", "_fails", "_half", "_largest", "_loop", "_missed", "_parts", "_path", "_purge_at", "_put"),
+        *("_stood_at", "_waiting", "is_open", "missing", "records"),
+    )
+
+    def __init__(self, path: Path, capacity: int, *, fails: bool) -> None:
+        self._path = path
+        self._half = capacity // 2
+        self._largest = capacity // 2 - _GAP
+        self._fails = fails
+        self.is_open = False
+        self.records = self.missing = 0
+        self._missed: Missed | None = None
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # emitters; bounded by their number
+        self._purge_at = _MANY
+        self._crowd: dict[asyncio.Future[None], None] = {}  # those who wait for room, in order; bounded likewise
+        self._stood_at = -1
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._parts: Parts | None = None
+        self._put: Callable[[bytes], None] = self.refuse
+
+    def open(self, parts: Parts, loop: asyncio.AbstractEventLoop) -> None:
+        """Take records from now on."""
+        self._parts, self._loop = parts, loop
+        self.records = self.missing = 0
+        self._missed = None
+        self._stood_at = -1
+        self._put = parts.ring.put
+        self.is_open = True
+        parts.writer.on_progress = self._progressed
+
+    def close(self) -> None:
+        """Refuse from now on; what is on its way stays so."""
+        self.is_open = False
+        self._put = self.refuse
+
+    def let_go(self, lost: int) -> None:
+        """End every wait, when nothing is written any more, and count what could not be brought over."""
+        self.missing += lost
+        if self._parts is not None:
+            self._release(self._parts.ring.tail, self._parts.writer.failure or "the disk stands still")
+
+    def abandon(self) -> None:
+        """Refuse from now on, in a forked child, and forget what the parent brings over."""
+        self.is_open = False
+        self._put = self._refuse_in_child
+        if self._parts is not None:
+            self._parts.spill.clear()
+
+    # Taking
+
+    def append(self, line: bytes) -> None:
+        """Take a record that may be refused.
+
+        Raises:
+            AuditUnavailable: when there is no room, when the log cannot be written, and when it is not open.
+        """
+        if len(line) > self._largest:
+            line = record.shrunk(line)
+        if self._missed is None:
+            self._put(line)
+        else:
+            self._put_after_gap(line, self._missed)
+        self.records += 1
+
+    def append_owed(self, line: bytes) -> None:
+        """Take a record of what has happened already, and is not undone when it is refused.
+
+        Raises:
+            AuditUnavailable: when the log cannot be written, when the disk is too far behind, and when it is not open.
+        """
+        try:
+            self.append(line)
+        except AuditUnavailable:
+            if self._parts is None or not self.is_open or not self._spilled(line, self._parts):
+                raise
+
+    def refused(self, error: AuditUnavailable) -> None:
+        """Remember that a record was refused, for whoever looks at the state of the log."""
+        if self._parts is not None:
+            self._parts.writer.refused(error.reason)
+
+    def miss(self) -> None:
+        """Count a record that could not be taken; the next one that is says so."""
+        now = time_ns()
+        missed = self._missed
+        self.missing += 1
+        self._missed = Missed(missed.count + 1 if missed else 1, missed.since if missed else now, now)
+        if missed is None:
+            _log.error("audit log unavailable, records are missing", path=str(self._path))
+        if self._parts is not None:
+            self._parts.ring.miss(self._missed)
+
+    def _put_after_gap(self, line: bytes, missed: Missed) -> None:
+        # Both or neither: a gap alone would take the room of the line, and the next gap would follow.
+        self._put(_after_gap(line, missed))
+        self._tell_gap()
+
+    def _tell_gap(self) -> None:
+        self._missed = None
+        if self._parts is not None:
+            self._parts.ring.miss(None)
+
+    def refuse(self, _line: bytes) -> None:
+        """Refuse for a log that is not open."""
+        raise AuditUnavailable(self._path, "it is not open; the bus opens it when it starts")
+
+    def _refuse_in_child(self, _line: bytes) -> NoReturn:
+        raise AuditUnavailable(self._path, "it belongs to the process that this one was forked from")
+
+    # Behind a ring that is full
+
+    def _spilled(self, line: bytes, parts: Parts) -> bool:
+        """Keep a record behind the ring, where the disk gets on and is not too far behind."""
+        spill, missed, now = parts.spill, self._missed, time_ns()
+        if parts.writer.failure is not None or not spill.takes(len(line)):
+            return False
+        if len(line) > self._largest:
+            line = record.shrunk(line)
+        if missed is None:
+            spill.push(line, Missed(1, now, now))
+        else:
+            spill.push(_after_gap(line, missed), Missed(missed.count + 1, missed.since, now))
+            self._tell_gap()
+        self._put = self._put_behind
+        self.records += 1
+        parts.writer.hurry()
+        return True
+
+    def _put_behind(self, line: bytes) -> None:
+        """Append to the ring when all that waited before it is there."""
+        parts = self._parts
+        if parts is None:
+            self.refuse(line)
+        elif self._pour(parts):
+            parts.ring.put(line)
+        else:
+            raise AuditUnavailable(self._path, parts.writer.failure or parts.writer.full)
+
+    def _pour(self, parts: Parts) -> bool:
+        is_empty = parts.spill.pour()
+        if parts.writer.failure is None:  # it tries again when it is time; not for each record
+            parts.writer.hurry()
+        if is_empty:
+            self._put = parts.ring.put
+        return is_empty
+
+    # Waiting
+
+    def when_synced(self) -> asyncio.Future[None] | None:
+        """Return what is done when the disk has all that was recorded so far; None for a closed log."""
+        parts, loop = self._parts, self._loop
+        if parts is None or loop is None:
+            return None
+        waiting: asyncio.Future[None] = loop.create_future()
+        ring = parts.ring
+        end = ring.head + parts.spill.size  # what waits behind the ring goes through it, as long as it is
+        if self._waiting or end != ring.tail:
+            if len(self._waiting) >= self._purge_at:
+                self._purge()
+            self._waiting.append((end, waiting))
+            parts.writer.hurry()
+        else:  # not at once: those before were let go, and may not have been handed on yet
+            loop.call_soon(_done, waiting)
+        return waiting
+
+    def _purge(self) -> None:
+        """Forget those who gave up; now and then, since who waits for the disk seldom does."""
+        self._waiting = deque(one for one in self._waiting if not one[1].done())
+        self._purge_at = max(_MANY, 2 * len(self._waiting))
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether who can wait should: more than half of the ring is full, and the writer gets on."""
+        parts = self._parts
+        if parts is None:
+            return False
+        ring = parts.ring
+        tail = ring.tail
+        if ring.head - tail <= self._half and not parts.spill.size:
+            return False
+        return tail != self._stood_at and parts.writer.failure is None
+
+    async def room(self) -> None:
+        """Wait until there is room for whoever can wait, see ``AuditLog.room``."""
+        loop, parts = self._loop, self._parts
+        while parts is not None and loop is not None and self.is_crowded:
+            tail = parts.ring.tail
+            waiting: asyncio.Future[None] = loop.create_future()
+            self._crowd[waiting] = None
+            parts.writer.hurry()
+            timer = loop.call_later(_PATIENCE, _done, waiting)
+            try:
+                await waiting
+            finally:
+                timer.cancel()
+                self._crowd.pop(waiting, None)
+            if parts.ring.tail == tail:  # the disk stands still: from now on the failure policy decides
+                self._stood_at = tail
+
+    def room_for_thread(self) -> None:
+        """Do the same in another thread than the loop's; blocks."""
+        parts = self._parts
+        if parts is None:
+            return
+        tail, given_up = parts.ring.tail, monotonic() + _PATIENCE
+        while self.is_crowded:
+            if parts.ring.tail != tail:
+                tail, given_up = parts.ring.tail, monotonic() + _PATIENCE
+            elif monotonic() > given_up:
+                self._stood_at = tail
+            sleep(_LOOK)
+
+    def _progressed(self, tail: int, failure: str | None) -> None:
+        """Tell the loop how far the writer is; on the writer's thread."""
+        parts, loop = self._parts, self._loop
+        if loop is not None and (self._waiting or self._crowd or (parts is not None and parts.spill.size)):
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                loop.call_soon_threadsafe(self._release, tail, failure)
+
+    def _release(self, tail: int, failure: str | None) -> None:
+        parts = self._parts
+        if parts is not None and parts.spill.size and self.is_open:  # a log that closes pours in another thread
+            self._pour(parts)
+        if self._crowd and not self.is_crowded:
+            for future in self._crowd:
+                _done(future)
+            self._crowd.clear()
+        waiting = self._waiting
+        while waiting and (waiting[0][0] <= tail or failure is not None):
+            position, future = waiting.popleft()
+            if future.done():
+                continue
+            if position <= tail or not self._fails:
+                future.set_result(None)
+            else:
+                future.set_exception(AuditUnavailable(self._path, failure or "the disk stands still"))
+
+
+def _after_gap(line: bytes, missed: Missed) -> bytes:
+    return record.about_log("gap", gap(missed)) + line
+
+
+def _done(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
