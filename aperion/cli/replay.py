@@ -13,7 +13,7 @@ import anyio
 from aperion.cli.lines import Feed
 from aperion.cli.records import parse
 from aperion.cli.summary import Ending, summarise
-from aperion.cli.tally import Rejection, Tally
+from aperion.cli.tally import Rejection, Tally, is_of_the_bus
 from aperion.errors import (
     AperionError,
     AuditError,
@@ -173,7 +173,7 @@ class Replayer:
 
     def _listen(self, receipt: Receipt) -> None:
         self._tally.follow(receipt)
-        if receipt.event.hops and not receipt.system:  # what the file's events have caused
+        if receipt.event.hops and not is_of_the_bus(receipt.event):  # what the file's events have caused
             self._count_in_flight(receipt)
 
     def _count_in_flight(self, receipt: Receipt) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aperion.outcomes import OutcomeState
 from aperion.naming import is_valid_event_type
+from aperion.outcomes import OutcomeState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
