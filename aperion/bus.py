@@ -570,10 +570,17 @@ class EventBus(Router):
     def _reject(self, subject: object, payload: object, details: Mapping[str, Any], error: ValidationError) -> None:
         self._counters.rejected += 1
         if isinstance(error, EventTypeError):  # somebody may pass anything as a type
-            error.args = (self.redactor.redact_text(str(error)),)
-        told = self.redactor.redact_text(subject) if isinstance(subject, str) else subject
+            error.args = (self._hidden(str(error)),)
+        told = self._hidden(subject) if isinstance(subject, str) else subject
         if self._engine is not None:
             self._engine.settlement.rejected(self._intake.rejected(told, payload, details), error)
+
+    def _hidden(self, text: str) -> str:
+        try:
+            return self.redactor.redact_text(text)
+        except BaseException as error:  # noqa: BLE001 - a redactor of the user's; why the event is refused is told all the same
+            self._facts.fault("Redactor.redact_text", error)
+            return "[REDACTED_ERROR]"
 
     def _processed(self, original: Event[Any]) -> Event[Any] | Flight:
         event = original

@@ -113,6 +113,9 @@ class Facts:
         self._counters.faults += 1
         if where not in self._told and len(self._told) < 256:
             self._told.add(where)
-            _log.error("an extension failed", where=where, error_type=type(error).__name__)
+            try:
+                _log.error("an extension failed", where=where, error_type=type(error).__name__)
+            except KeyboardInterrupt as interrupt:  # what else a log raises stays there
+                error = interrupt
         if isinstance(error, KeyboardInterrupt) and self.interrupt is not None:
             self.interrupt(error)

@@ -26,7 +26,7 @@ from aperion.engine.workers import Workers
 from aperion.errors import BusNotRunningError, DeadlockError, WrongLoopError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from aperion.deadletters import DeadLetterQueue
     from aperion.engine.facts import Facts
@@ -86,7 +86,19 @@ class Engine:
         self.execution.workers = self.workers
         self.due = Due(self.loop, self.queue, self.workers.wake, self.settlement.will_not_retry)
         self.settlement.due = self.due
-        self.admission = Admission(self, settings.overflow_policy)
+        self.admission = Admission(
+            self,
+            settings.overflow_policy,
+            router=router,
+            recorder=recorder,
+            facts=facts,
+            ledger=ledger,
+            system_ledger=system_ledger,
+            counters=counters,
+            queue=self.queue,
+            settlement=self.settlement,
+            wake=self.workers.wake,
+        )
         self.report: DrainReport | None = None
         self.interrupted: KeyboardInterrupt | None = None
         self._drain_timeout = drain_timeout
@@ -169,7 +181,7 @@ class Engine:
                     await asyncio.wait(tasks)
                 except asyncio.CancelledError:
                     cancelled = True
-        if cancelled:
+        if cancelled and self.interrupted is None:  # else its owner was cancelled for that
             raise asyncio.CancelledError
 
     async def _drained(self, timeout: float) -> DrainReport:
@@ -315,7 +327,7 @@ class Engine:
         task = asyncio.current_task()
         if unit.rest is not None:
             return unit if unit.rest.task is task else None
-        return unit if not unit.placed or unit.flight.engine.workers.owns(task) else None
+        return unit if not unit.placed or unit.flight.engine.owns(task) else None
 
     def refuse_inside(self, method: str) -> None:
         """Refuse what would wait for the handler that calls it.
@@ -347,7 +359,7 @@ class Engine:
             if path[-1] in mine:
                 chain = ", which waits for ".join(f"{flight.event.event_type!r}" for flight in path)
                 raise DeadlockError(f"this would wait for ever: {chain}, whose handler waits here")
-            holder = path[-1].engine.queue.holder(path[-1])
+            holder = path[-1].engine.holder(path[-1])
             for blocker in (*(path[-1].waits_for or ()), *([holder] if holder is not None else [])):
                 if blocker not in seen:
                     seen.add(blocker)
@@ -355,13 +367,16 @@ class Engine:
 
     @contextmanager
     def lent(self, unit: Unit | None) -> Iterator[None]:
-        """Lend the place of a unit to others while it waits."""
-        workers = unit.flight.engine.workers if unit is not None else self.workers
-        root = workers.lend(unit)
+        """Lend the place of a unit to others while it waits here."""
+        if unit is None or unit.flight.engine.loop is not self.loop:  # of a bus that another thread runs
+            yield
+            return
+        host = unit.flight.engine
+        root = host.lend(unit)
         try:
             yield
         finally:
-            workers.take_back(root)
+            host.take_back(root)
 
     async def wait_for(self, flight: Flight) -> None:
         """Wait until an event has settled.
@@ -406,8 +421,8 @@ class Engine:
                 if is_handler:
                     self.check_no_cycle(flight, unit)
                 flight.when_settled(done, lambda: _answer(done))
-                if is_handler:
-                    undo.append(self._lend_thread(unit))
+                if is_handler and unit is not None and unit.flight.engine.loop is self.loop:
+                    undo.append(unit.flight.engine.lend_thread(unit))
             except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
                 done.set_exception(error)
 
@@ -431,7 +446,29 @@ class Engine:
             with suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(end)
 
-    def _lend_thread(self, unit: Unit | None) -> Any:
+    # What its flights ask of it
+
+    def owns(self, task: asyncio.Task[Any] | None) -> bool:
+        """Tell whether a task is one of its workers."""
+        return self.workers.owns(task)
+
+    def holder(self, flight: Flight) -> Flight | None:
+        """Return the event whose key an event waits for; None where it waits for none."""
+        return self.queue.holder(flight)
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Call somebody back, whatever that raises."""
+        self.settlement.call(callback)
+
+    def lend(self, unit: Unit) -> Unit | None:
+        """Let another event begin while a handler waits; return who has lent his place, if anybody."""
+        return self.workers.lend(unit)
+
+    def take_back(self, root: Unit | None) -> None:
+        """End that."""
+        self.workers.take_back(root)
+
+    def lend_thread(self, unit: Unit) -> Callable[[], None]:
         """Lend the thread of a handler that waits, and its place; return what takes them back."""
         slots, workers = self.threads.slots, self.workers
         slots.lend(1)

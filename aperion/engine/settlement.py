@@ -170,12 +170,19 @@ class Settlement:
             facts.ended(flight.event, subscription, attempt)
         letter: DeadLetter | None = getattr(unit, "letter", None)
         may_retry = self.retries and letter is None
-        verdict: Verdict = verdict_on(attempt, wait=wait_after(attempt, subscription.retry) if may_retry else None)
+        verdict: Verdict = verdict_on(attempt, wait=self._wait_after(attempt, subscription) if may_retry else None)
         if isinstance(verdict, RetryAt):
             self._retry(unit, index, subscription, attempt, verdict.wait)
         elif isinstance(verdict, Dead):
             flight.failures += 1
             self._bury(flight.event, subscription, attempt, verdict.reason, letter)
+
+    def _wait_after(self, attempt: Attempt, subscription: Subscription) -> float | None:
+        try:
+            return wait_after(attempt, subscription.retry)
+        except BaseException as error:  # noqa: BLE001 - a predicate of the user's: no answer, and so no
+            self._facts.fault("Retry.on", error)
+            return None
 
     def went_well(self, rerun: Rerun, attempt: Attempt) -> None:
         """Take note of an attempt that went well after one that had not."""
@@ -278,6 +285,12 @@ class Settlement:
         except BaseException as error:  # noqa: BLE001 - a store of the user's
             self._counters.letters_lost += 1
             self._facts.fault("DeadLetterStore.put", error)
+            self._tell_of_loss(letter, error)
+        if self._facts.dead is not None:
+            self._facts.dead(letter, attempt, again=again)
+
+    def _tell_of_loss(self, letter: DeadLetter, error: BaseException) -> None:
+        try:
             _log.critical(
                 "a dead letter could not be kept",
                 event_id=letter.event.event_id,
@@ -286,8 +299,8 @@ class Settlement:
                 reason=letter.reason.value,
                 error_type=type(error).__name__,
             )
-        if self._facts.dead is not None:
-            self._facts.dead(letter, attempt, again=again)
+        except KeyboardInterrupt as interrupt:  # what else a log raises stays there
+            self._facts.fault("log", interrupt)
 
     def _remove(self, letter: DeadLetter) -> None:
         try:

@@ -71,13 +71,7 @@ def reason_of(attempt: Attempt) -> FailureReason:
 
 
 def wait_after(attempt: Attempt, retry: Retry | None) -> float | None:
-    """Return the seconds after which a retry wants another attempt, or None.
-
-    What its predicate raises is no answer, and so no.
-    """
-    if retry is None or attempt.error is None:
+    """Return the seconds after which a retry wants another attempt, or None; raises what its predicate raises."""
+    if retry is None or attempt.error is None or not retry.wants(attempt.number, attempt.error):
         return None
-    try:
-        return retry.wait(attempt.number) if retry.wants(attempt.number, attempt.error) else None
-    except BaseException:  # noqa: BLE001 - a predicate of the user's
-        return None
+    return retry.wait(attempt.number)
