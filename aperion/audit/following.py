@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _NUMBER: Final = re.compile(rb'"kind":"segment",.*"segment":(\d+)')
 POLL: Final = 0.1
 """Seconds between two looks for more."""
+_CHUNK: Final = 256 << 10
+_AT_ONCE: Final = 1 << 20
+"""Bytes after which what was found is handed over, however much more there is."""
+_IN_VAIN: Final = 16 << 20
+"""Bytes after which it says that it found nothing yet: others may be written as fast as they are read."""
 
 
 class Following:
@@ -40,7 +45,7 @@ class Following:
         self._left = query.limit
         self._file: BinaryIO | None = None
         self._name = ""
-        self._rest = b""
+        self._rest = bytearray()
         self._number: int | None = None
         self._begin(from_end=from_end)
 
@@ -48,10 +53,17 @@ class Following:
         there = segments(self._log)
         if there and from_end:
             self._open(there[-1], after=None)
-            content = self._file.read() if self._file is not None else b""
-            self._rest = content[content.rfind(b"\n") + 1 :]
+            if self._file is not None:
+                self._to_the_end(self._file, compressed=bool(there[-1].compression))
         elif there:
             self._open(there[0], after=0)
+
+    def _to_the_end(self, file: BinaryIO, *, compressed: bool) -> None:
+        """Go to the end of a file, and keep the line that is not finished there."""
+        if not compressed:
+            file.seek(_last_line(file.fileno(), os.fstat(file.fileno()).st_size))
+        while chunk := self._read():
+            self._whole_lines(chunk)
 
     def _open(self, segment: Segment, *, after: int | None) -> None:
         """Go on with a file, unless it is not the one that was listed any more."""
@@ -64,18 +76,26 @@ class Following:
             return
         if self._file is not None:
             self._file.close()
-        self._file, self._name, self._rest = file, segment.path.name, b""
+        self._file, self._name, self._rest = file, segment.path.name, bytearray()
         self._number = segment.number or _number_of(file)
 
     def available(self) -> list[AuditRecord]:
-        """Return what has come since the last call; does not wait."""
+        """Return what has come since the last call, of a lot the first part; does not wait."""
         found: list[AuditRecord] = []
-        while True:
+        read = 0
+        while not self.ended:
             newer = self._next()
-            found += self._read()
-            if newer is None or (self._left is not None and self._left <= 0):
-                return found
-            self._open(newer, after=self._own_number())
+            if chunk := self._read():
+                lines = self._whole_lines(chunk).splitlines(keepends=True)
+                found += [record for line in lines if (record := self._record(line)) is not None]
+                read += len(chunk)
+                if read >= (_AT_ONCE if found else _IN_VAIN):
+                    break
+            elif newer is None:
+                break
+            else:
+                self._open(newer, after=self._own_number())
+        return found
 
     def _is_another(self, live: BinaryIO, after: int) -> bool:
         """Tell whether a file became full, and is not read yet, before this live one began."""
@@ -91,17 +111,24 @@ class Following:
             self._number = _number_of(self._file) if self._file is not None else 0
         return self._number
 
-    def _read(self) -> list[AuditRecord]:
+    def _read(self) -> bytes:
         if self._file is None:
-            return []
+            return b""
         try:
-            content = self._rest + self._file.read()
+            return self._file.read(_CHUNK)
         except DamagedError:
             self.skipped += 1
-            return []
-        end = content.rfind(b"\n") + 1
-        self._rest = content[end:]
-        return [r for line in content[:end].splitlines(keepends=True) if (r := self._record(line)) is not None]
+            return b""
+
+    def _whole_lines(self, chunk: bytes) -> bytes:
+        """Return the lines that a part of a file ends, and keep the one that it begins."""
+        whole, newline, rest = chunk.rpartition(b"\n")
+        if not newline:
+            self._rest += rest
+            return b""
+        lines = bytes(self._rest) + whole + newline
+        self._rest = bytearray(rest)
+        return lines
 
     def _record(self, line: bytes) -> AuditRecord | None:
         if self._left is not None and self._left <= 0:
@@ -152,6 +179,17 @@ def _number_of(live: BinaryIO) -> int | None:
     """Return the number that a live file says it will have."""
     found = _NUMBER.search(os.pread(live.fileno(), 1024, 0).partition(b"\n")[0])
     return int(found[1]) if found is not None else None
+
+
+def _last_line(fd: int, size: int) -> int:
+    """Return where the last line of a file begins, looked for from its end."""
+    while size > 0:
+        start = max(size - _CHUNK, 0)
+        newline = os.pread(fd, size - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        size = start
+    return 0
 
 
 def follow(log: Path, query: Query, *, from_end: bool = True) -> Iterator[AuditRecord]:

@@ -556,7 +556,7 @@ class Interrupted(Following):
 
     between: Callable[[], None]
 
-    def _read(self) -> list[AuditRecord]:
+    def _read(self) -> bytes:
         self.between()
         return super()._read()
 

@@ -111,12 +111,10 @@ def test_every_payload_of_known_kinds_comes_back_equal_kind_by_kind(payload: dic
     """At any depth, keys included; sets are frozen when the event is made."""
     event = Event("a.b", payload)
 
-    line = event.to_jsonl()
-    again = Event.from_jsonl(line)
+    again = back(event)
 
     assert again == event
     assert same(again.payload, event.payload)
-    assert json.loads(again.to_jsonl()) == json.loads(line)
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
