@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from aperion.context import Scope, current, handing
 from aperion.engine.driver import interrupted
-from aperion.engine.flight import Flight, Halt
+from aperion.engine.flight import Flight, Halt, Park
 from aperion.engine.slots import Slots
 from aperion.engine.threads import Job
-from aperion.engine.workers import Park
 from aperion.errors import HandlerTimeoutError, NotDeliveredError
 from aperion.events import own_copy
 from aperion.middleware import compose
@@ -89,6 +88,8 @@ class Execution:
             except BaseException as error:  # noqa: BLE001 - SystemExit, CancelledError and groups are failures too
                 end = self._judged(flight, len(results), subscription, 1, error)
                 if end is not None:
+                    if left is not None:
+                        left(event, subscription, 1)
                     self._settlement.give_up(flight, f"the handlers of {event.event_type} were cancelled before this one ran")
                     if flight.halt is Halt.STOPPED:
                         return
