@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import threading
 import weakref
 from asyncio import _get_running_loop as running_loop  # 40 ns, and never raises
@@ -56,6 +55,7 @@ from aperion.router import Router
 from aperion.streams import DEFAULT_BUFFER, EventStream, first
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Unpack
@@ -804,7 +804,7 @@ class EventBus(Router):
             accepted=balance.accepted,
             settled=balance.settled,
             pending=balance.pending,
-            queued=engine.queue.queued if engine is not None else 0,
+            queued=engine.queue.queued + engine.queue.again if engine is not None else 0,
             rejected=counters.rejected,
             dropped=counters.dropped,
             dropped_after=balance.dropped,

@@ -207,7 +207,7 @@ class Intake:
                     "pass a mapping or a Payload model",
                     event_type=known.event_type,
                 )
-            payload = dict(payload)
+            payload = _read(known.event_type, payload)
         if known.model is None:
             return known.event_type, payload
         if known.validate is None:
@@ -270,10 +270,7 @@ class Intake:
         except ValidationError:
             raise
         except Exception as error:  # a class of the user's, with an items() or __str__ that raises
-            raise SerializationError(
-                f"the payload of {event_type!r} cannot be read: {type(error).__name__} in one of its values",
-                event_type=event_type,
-            ) from error
+            raise _unreadable(event_type, error) from error
         # The freezer's size is a lower bound: escapes and long numbers take up to 8 times more.
         if freezer.size > self.max_payload_bytes // 8:
             self._check_size(event_type, frozen)
@@ -341,6 +338,21 @@ class Intake:
             )
         node.count[0] += 1
         return Cascade(event_type, node, node.count)
+
+
+def _read(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dict that a mapping of another kind stands for, through its own ``items``."""
+    try:
+        return dict(payload.items())
+    except Exception as error:  # a class of the user's
+        raise _unreadable(event_type, error) from error
+
+
+def _unreadable(event_type: str, error: Exception) -> SerializationError:
+    return SerializationError(
+        f"the payload of {event_type!r} cannot be read: {type(error).__name__} in one of its values",
+        event_type=event_type,
+    )
 
 
 def _details(details: Mapping[str, Any]) -> Details:

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping
 
-    from aperion.engine.lifecycle import Engine
+    from aperion.engine.facts import Facts
+    from aperion.engine.flight import Host
+    from aperion.engine.ledger import Counters, Ledger
+    from aperion.engine.queue import Queue
+    from aperion.engine.settlement import Settlement
     from aperion.events import Event
+    from aperion.protocols import Recorder
+    from aperion.router import Router
 
 _RUNNING = BusState.RUNNING  # looking a member up costs 50 ns, for every event
 
@@ -31,21 +37,34 @@ class Admission:
         *("_router", "_settlement", "_synced", "_system", "_wake", "_watched", "held", "refuses", "state", "taps"),
     )
 
-    def __init__(self, engine: Engine, policy: OverflowPolicy) -> None:
+    def __init__(  # noqa: PLR0913 - the parts that it stands between
+        self,
+        engine: Host,
+        policy: OverflowPolicy,
+        *,
+        router: Router,
+        recorder: Recorder | None,
+        facts: Facts,
+        ledger: Ledger,
+        system_ledger: Ledger,
+        counters: Counters,
+        queue: Queue,
+        settlement: Settlement,
+        wake: Callable[[], None],
+    ) -> None:
         self._engine = engine
-        self._router = engine.router
-        self._ledger = engine.ledger
-        self._system = engine.system_ledger
-        self._counters = engine.counters
-        self._queue = engine.queue
-        self._facts = engine.facts
-        self._settlement = engine.settlement
-        self._wake = engine.workers.wake
-        self._recorder = engine.recorder
-        recorder = engine.recorder
-        self._synced = recorder.when_synced if recorder is not None and recorder.waits_for_disk else None
-        self._watched = engine.recorder is not None or engine.facts.accepted is not None or engine.facts.begun is not None
-        self._limit = engine.ledger.limit
+        self._router = router
+        self._ledger = ledger
+        self._system = system_ledger
+        self._counters = counters
+        self._queue = queue
+        self._facts = facts
+        self._settlement = settlement
+        self._wake = wake
+        self._recorder = recorder
+        self._synced = recorder.when_synced if recorder is not None else None
+        self._watched = recorder is not None or facts.accepted is not None or facts.begun is not None
+        self._limit = ledger.limit
         self._policy = policy
         self._blocks = policy is OverflowPolicy.BLOCK
         self.state = BusState.STOPPED
@@ -302,5 +321,3 @@ class Admission:
             self._wake()
         else:
             self._settlement.settle(flight)
-
-

@@ -79,7 +79,7 @@ class Due:
                 continue
             del self._waiting[rerun]
             if ready:
-                self._queue.ready.append(rerun)
+                self._queue.add_again(rerun)
                 ready_now = True
             else:
                 self._abandon(rerun)

@@ -90,7 +90,9 @@ class Execution:
                 if end is not None:
                     if left is not None:
                         left(event, subscription, 1)
-                    self._settlement.give_up(flight, f"the handlers of {event.event_type} were cancelled before this one ran")
+                    self._settlement.give_up(
+                        flight, f"the handlers of {event.event_type} were cancelled before this one ran"
+                    )
                     if flight.halt is Halt.STOPPED:
                         return
                     raise end from None
@@ -216,9 +218,7 @@ class Execution:
         unit.started = monotonic()
         handler = delivery.subscription.handler
         one = anyio.CapacityLimiter(1)  # the slot says how many there are; it is given back when this has ended
-        return await anyio.to_process.run_sync(
-            _call_in_process, handler, delivery.event, cancellable=True, limiter=one
-        )
+        return await anyio.to_process.run_sync(_call_in_process, handler, delivery.event, cancellable=True, limiter=one)
 
     # How it ended
 
@@ -291,9 +291,7 @@ def _give_back(unit: Unit) -> None:
         slots.grant()
 
 
-def _attempt(
-    unit: Unit, subscription: Subscription, number: int, error: BaseException, *, outside: bool
-) -> Attempt:
+def _attempt(unit: Unit, subscription: Subscription, number: int, error: BaseException, *, outside: bool) -> Attempt:
     """Return how an attempt ended with an error: whose doing it was decides what it is called."""
     seconds = monotonic() - unit.started
     if unit.halt is Halt.EXPIRED:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aperion._frozen import FrozenList
 from aperion.outcomes import Outcome, Outcomes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import asyncio
+    from collections.abc import Callable, Generator, Sequence
 
-    from aperion.engine.driver import Driver
-    from aperion.engine.lifecycle import Engine
     from aperion.engine.threads import Job
     from aperion.events import Event
     from aperion.outcomes import DeadLetter
@@ -27,6 +26,70 @@ class Halt(enum.Enum):
     EXPIRED = "the time of this handler is over"
     STOPPED = "the drain is over"
     CLOSED = "somebody closes the coroutine"
+
+
+class Host(Protocol):
+    """The engine that a flight belongs to, as far as flights and what admits them have to know it."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def owns(self, task: asyncio.Task[Any] | None) -> bool:
+        """Tell whether a task is one of its workers."""
+
+    def holder(self, flight: Flight) -> Flight | None:
+        """Return the event whose key an event waits for."""
+
+    def lend(self, unit: Unit) -> Unit | None:
+        """Let another event begin while a handler waits; return who has lent his place, if anybody."""
+
+    def take_back(self, root: Unit | None) -> None:
+        """End that."""
+
+    def lend_thread(self, unit: Unit) -> Callable[[], None]:
+        """Lend the thread of a handler that waits, and its place; return what takes them back."""
+
+    def check_no_cycle(self, target: Flight, unit: Unit | None) -> None:
+        """Refuse to wait for an event that waits for the unit itself."""
+
+    async def wait_for(self, flight: Flight) -> None:
+        """Wait until an event has settled."""
+
+    def wait_in_thread(self, flight: Flight, timeout: float | None) -> None:
+        """Do the same in another thread."""
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Call somebody back, whatever that raises."""
+
+
+class Rest(Protocol):
+    """What makes the further steps of a unit once it waits."""
+
+    task: asyncio.Task[Any]
+    baseline: int
+    requested: bool
+
+    def cancel(self) -> None:
+        """Cancel the unit, and nothing else that its task does."""
+
+    def calm(self) -> None:
+        """Take note that a cancellation has done its work."""
+
+
+class Park:
+    """What a unit yields to its worker that waits for a slot and needs no task meanwhile."""
+
+    __slots__ = ("unit",)
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        """Wait until the worker goes on."""
+        try:
+            yield self
+        except GeneratorExit:
+            self.unit.halt = Halt.CLOSED
+            raise
 
 
 class Unit:
@@ -45,7 +108,7 @@ class Unit:
     event: Event[Any]
     started: float
     limit: float
-    rest: Driver | None
+    rest: Rest | None
     halt: Halt | None
     lane: dict[Unit, float] | None
     disturbed: bool
@@ -82,7 +145,7 @@ class Flight(Unit):
         *("retrying", "settled", "system", "waiters", "waits_for"),
     )
 
-    engine: Engine
+    engine: Host
     plan: Sequence[Subscription]
     results: list[float | Outcome]
     waiters: dict[object, Callable[[], None]] | None
@@ -115,7 +178,7 @@ class Flight(Unit):
     def call_back(self, callback: Callable[[], None]) -> None:
         """Call back once it has settled."""
         if self.settled:
-            self.engine.settlement.call(callback)
+            self.engine.call(callback)
         else:
             self.when_settled(object(), callback)
 
@@ -157,7 +220,7 @@ def begin(unit: Unit) -> None:
     unit.lent = 0
 
 
-def flight_of(engine: Engine, event: Event[Any]) -> Flight:
+def flight_of(engine: Host, event: Event[Any]) -> Flight:
     """Return a flight for an event, with the parts that do not depend on how it came in."""
     flight = Flight()
     begin(flight)
@@ -176,4 +239,3 @@ def root_of(unit: Unit) -> Unit:
     while unit.within is not None:
         unit = unit.within
     return unit
-

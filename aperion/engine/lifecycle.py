@@ -76,7 +76,14 @@ class Engine:
         self.thread = threading.get_ident()
         self.queue = Queue(by_age=settings.overflow_policy is OverflowPolicy.DROP_OLDEST)
         self.settlement = Settlement(
-            ledger, system_ledger, counters, self.queue, facts, letters, redactor, lambda: self.workers.wake()
+            ledger,
+            system_ledger,
+            counters,
+            self.queue,
+            facts,
+            letters,
+            redactor,
+            lambda: self.workers.wake(),  # noqa: PLW0108 - made below
         )
         self.deadlines = Deadlines(self.loop)
         self.execution = Execution(self.settlement, threads, middleware, facts)
@@ -241,7 +248,9 @@ class Engine:
         running = {unit: driver for unit, driver in self.workers.running.items() if not self._is_inner(unit)}
         parked = [unit for unit in (*self.workers.parked, *self.queue.ready) if unit.parked is not None]
         unstarted = self.queue.unstarted()
-        found = dict.fromkeys([*self.admission.give_up_held(), *(unit.flight for unit in (*running, *parked)), *unstarted])
+        found = dict.fromkeys(
+            [*self.admission.give_up_held(), *(unit.flight for unit in (*running, *parked)), *unstarted]
+        )
         self._give_up_retries()
         for flight in unstarted:
             self.queue.begun(flight)
@@ -260,7 +269,9 @@ class Engine:
     def _is_inner(self, unit: Unit) -> bool:
         """Tell whether a unit runs in the task of a unit around it, which is cancelled with all that is in it."""
         outer = unit.within
-        return outer is not None and outer.rest is not None and unit.rest is not None and outer.rest.task is unit.rest.task
+        return (
+            outer is not None and outer.rest is not None and unit.rest is not None and outer.rest.task is unit.rest.task
+        )
 
     def _give_up(self, unfinished: dict[Flight, None]) -> None:
         """See that each of these is settled, whatever has happened to it."""

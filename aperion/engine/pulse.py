@@ -103,7 +103,7 @@ def watched(
 
 
 def _load(engine: Engine, recorder: Recorder | None) -> dict[Instrument, float]:
-    queued = engine.queue.queued
+    queued = engine.queue.queued + engine.queue.again
     gauges: dict[Instrument, float] = {
         QUEUED: queued,
         IN_FLIGHT: max(0, engine.ledger.balance().pending - queued),

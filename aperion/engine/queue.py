@@ -24,11 +24,12 @@ class Queue:
 
     # Mutable: all of it, on the loop's thread. A key is in _lines while an event that has it is unsettled: the
     # first of its line has the key, the others wait for it.
-    __slots__ = ("_age", "_gaps", "_lines", "_turns", "queued", "ready")
+    __slots__ = ("_age", "_gaps", "_lines", "_turns", "again", "queued", "ready")
 
     def __init__(self, *, by_age: bool) -> None:
         self.ready: deque[Unit] = deque()
         self.queued = 0  # events of users of which no handler has begun
+        self.again = 0  # attempts whose time has come
         self._lines: dict[str, deque[Flight]] = {}
         self._turns: dict[Flight, asyncio.Future[None]] = {}  # of events that somebody else handles
         self._age: OrderedDict[Flight, None] | None = OrderedDict() if by_age else None
@@ -43,6 +44,11 @@ class Queue:
                 self._age[flight] = None
         if key is None or self._takes_key(flight, key):
             self.ready.append(flight)
+
+    def add_again(self, rerun: Rerun) -> None:
+        """Queue one more attempt, now that its time has come."""
+        self.again += 1
+        self.ready.append(rerun)
 
     def begun(self, flight: Flight) -> None:
         """Take note that the handlers of an event begin."""
@@ -132,12 +138,13 @@ class Queue:
         return [f for f in flights if not (f.begun or f.settled or f in self._turns)]
 
     def reruns(self) -> Iterator[Rerun]:
-        """Go through the attempts that are ready."""
-        return (unit for unit in tuple(self.ready) if not isinstance(unit, Flight))  # type: ignore[misc]  # what is no flight is a rerun
+        """Go through the attempts that are ready, those left out that have begun and waited for a thread."""
+        return (unit for unit in tuple(self.ready) if not isinstance(unit, Flight) and unit.parked is None)  # type: ignore[misc]  # what is no flight is a rerun
 
     def forget_reruns(self) -> None:
         """Take those out."""
-        self._refill([unit for unit in self.ready if isinstance(unit, Flight)])
+        self._refill([unit for unit in self.ready if isinstance(unit, Flight) or unit.parked is not None])
+        self.again = 0
 
     def refuse_turns(self, error: Exception) -> None:
         """Tell every dispatch that waits for its key that the key will not come."""

@@ -5,26 +5,35 @@ from __future__ import annotations
 import asyncio
 from contextvars import copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
 from aperion.engine.driver import Driver
-from aperion.engine.flight import Flight, Halt, root_of
+from aperion.engine.flight import Flight, Halt, Park, root_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Coroutine
     from contextvars import Context
 
     from aperion.engine.deadlines import Deadlines
-    from aperion.engine.execution import Execution
     from aperion.engine.facts import Facts
-    from aperion.engine.flight import Unit
+    from aperion.engine.flight import Rerun, Unit
     from aperion.engine.queue import Queue
     from aperion.engine.settlement import Settlement
     from aperion.engine.slots import Slots, Turn
 
 _EVENTS_BEFORE_YIELD = 64  # handlers that never wait must not keep the loop from everything else
+
+
+class Runs(Protocol):
+    """What knows how the handlers of a unit are run."""
+
+    def deliver(self, flight: Flight, /) -> Coroutine[Any, Any, None]:
+        """Run every handler of an event in order."""
+
+    def redeliver(self, rerun: Rerun, /) -> Coroutine[Any, Any, None]:
+        """Run one of them once more."""
 
 
 class Workers:
@@ -40,11 +49,11 @@ class Workers:
         *("_queue", "_settlement", "_tasks", "_wanted", "awake", "context", "parked", "places", "running"),
     )
 
-    def __init__(  # noqa: PLR0913, PLR0917 - the parts that it stands between
+    def __init__(
         self,
         limit: int,
         queue: Queue,
-        execution: Execution,
+        execution: Runs,
         settlement: Settlement,
         deadlines: Deadlines,
         facts: Facts,
@@ -159,6 +168,7 @@ class Workers:
                     begun(unit.event, monotonic() - unit.started)
                 coroutine, context = execution.deliver(unit), copy()
             else:
+                queue.again -= 1
                 unit.placed = True
                 coroutine, context = execution.redeliver(unit), copy()  # type: ignore[arg-type]  # the other kind
             try:
@@ -219,7 +229,9 @@ class Workers:
             return True, None, context
         return False, waiting, context
 
-    async def finish_here(self, unit: Unit, coroutine: Coroutine[Any, Any, None], context: Context, waiting: Any) -> None:
+    async def finish_here(
+        self, unit: Unit, coroutine: Coroutine[Any, Any, None], context: Context, waiting: Any
+    ) -> None:
         """Make the rest of the steps in the task that dispatches."""
         task = asyncio.current_task(self._loop)
         if task is None:  # pragma: no cover - a coroutine that runs has a task
@@ -279,20 +291,3 @@ class Workers:
             return
         except BaseException as error:  # noqa: BLE001 - a fault of the engine
             self._settlement.broke(unit, error)
-
-
-class Park:
-    """What a unit yields to its worker that waits for a slot and needs no task meanwhile."""
-
-    __slots__ = ("unit",)
-
-    def __init__(self, unit: Unit) -> None:
-        self.unit = unit
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        """Wait until the worker goes on."""
-        try:
-            yield self
-        except GeneratorExit:
-            self.unit.halt = Halt.CLOSED
-            raise
