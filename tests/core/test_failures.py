@@ -913,8 +913,8 @@ async def test_a_redrive_is_refused_where_it_could_do_harm() -> None:
             await bus.redrive(bus.dead_letters.list()[0].letter_id)
 
 
-async def test_every_reason_is_really_produced() -> None:
-    """DLQ-7 DLQ-f..k: an error, a timeout, all handlers, validation, serialisation, threads, the drain."""
+async def test_every_reason_is_really_produced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DLQ-7 DLQ-f..k: an error, a timeout, all handlers, validation, serialisation, threads, the drain, the engine."""
 
     class Strict(aperion.Payload, type="strict.event"):
         n: int
@@ -936,6 +936,12 @@ async def test_every_reason_is_really_produced() -> None:
         async def late(event: Event) -> None:
             await anyio.sleep(60)
 
+        @bus.on("fault.one")
+        async def never_runs(event: Event) -> None: ...
+
+        with monkeypatch.context() as patch:
+            patch.setattr("aperion.engine.execution.monotonic", lambda: 1 / 0)
+            await bus.dispatch("fault.one", {})
         await bus.dispatch("error.one", {})
         await bus.dispatch("stuck.one", {})
         await bus.dispatch("stuck.one", {})
