@@ -767,6 +767,52 @@ async def test_a_retry_that_is_ready_when_the_drain_begins_has_failed_for_good(e
     }
 
 
+async def test_a_retry_that_was_given_a_thread_when_the_drain_begins_is_made() -> None:
+    """It began before the drain did, waited for a thread, and waits for its worker: it runs, once, and settles."""
+    freed, begun, gate = threading.Event(), anyio.Event(), anyio.Event()
+    calls = 0
+    async with EventBus(max_concurrent_events=1, max_concurrent_handlers=1) as bus:
+
+        @bus.on("chat.sent", retry=Retry(attempts=5, wait_initial=0.05, jitter=0))
+        def fails(event: Event) -> None:
+            nonlocal calls
+            calls += 1
+            raise ValueError("each time")
+
+        @bus.on("chat.read")
+        def has_the_thread(event: Event) -> None:
+            freed.wait(20)
+
+        @bus.on("chat.left")
+        async def has_the_worker(event: Event) -> None:
+            begun.set()
+            await gate.wait()
+
+        with anyio.fail_after(10):
+            receipt = await bus.emit("chat.sent", {})
+            while not bus.stats().retries:
+                await anyio.sleep(0)
+            async with anyio.create_task_group() as group:
+                group.start_soon(bus.dispatch, "chat.read", {})
+                while not bus._engine.workers.parked:  # type: ignore[union-attr]
+                    await anyio.sleep(0.001)
+                await bus.emit("chat.left", {})
+                await begun.wait()
+                freed.set()
+                while bus._engine.workers.parked:  # type: ignore[union-attr]
+                    await anyio.sleep(0.001)
+                group.start_soon(bus.drain, 5)
+                await anyio.sleep(0)
+                gate.set()
+        outcomes = await receipt.settled()
+        stats = bus.stats()
+
+    assert calls == 2
+    assert [attempt.number for attempt in outcomes[fails.__module__ + "." + fails.__qualname__].attempts] == [1, 2]
+    assert [letter.attempts for letter in bus.dead_letters.list()] == [2]
+    assert (stats.failures, stats.pending, stats.threads_busy) == (1, 0, 0)
+
+
 async def test_a_handler_that_fails_while_the_bus_drains_is_not_retried() -> None:
     """It was in flight when the drain began; waiting for its retry would hold the drain up."""
     gate = anyio.Event()
@@ -993,3 +1039,29 @@ async def test_raise_for_failures_names_who_failed() -> None:
         outcomes.raise_for_failures()
     assert isinstance(caught.value.errors["fails"], ValueError)
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+async def test_a_handler_in_a_thread_lends_the_place_of_its_own_bus_while_it_waits_for_another_bus() -> None:
+    """The other bus may need this one to go on: its only worker, and its only thread."""
+    async with (
+        EventBus(max_concurrent_events=1, max_concurrent_handlers=1, handler_timeout=10) as here,
+        EventBus(max_concurrent_events=1, max_concurrent_handlers=1, handler_timeout=10) as there,
+    ):
+
+        @here.on("shop.opened")
+        def asks(event: Event) -> None:
+            there.emit_from_thread("stock.asked", {}).settled_from_thread(8).raise_for_failures()
+
+        @there.on("stock.asked")
+        async def asks_back(event: Event) -> None:
+            receipt = await here.emit("shelf.counted", {})
+            (await receipt.settled()).raise_for_failures()
+
+        @here.on("shelf.counted")
+        def counts(event: Event) -> None: ...
+
+        for _ in range(3):
+            receipt = await here.emit("shop.opened", {})
+            with anyio.fail_after(10):
+                (await receipt.settled()).raise_for_failures()
+        assert (here._engine.workers.places, there._engine.workers.places) == (1, 1)  # type: ignore[union-attr]
