@@ -1,6 +1,5 @@
 """Aperion: an asyncio-native event bus for services that have to answer for what happened in them."""
 
-from aperion.engine.threads import check_cancelled
 from aperion.app import App, run
 from aperion.audit import AuditLog
 from aperion.bus import BusState, BusStats, DrainReport, EventBus, OverflowPolicy
@@ -17,9 +16,7 @@ from aperion.context import (
     set_correlation_id,
 )
 from aperion.deadletters import DeadLetterQueue
-from aperion.outcomes import Attempt, DeadLetter, Delivery, FailureReason, Outcome, OutcomeState, Outcomes
-from aperion.receipts import Receipt
-from aperion.subscriptions import Retry, Subscription
+from aperion.engine.threads import check_cancelled
 from aperion.errors import (
     AperionError,
     ApplicationError,
@@ -30,7 +27,9 @@ from aperion.errors import (
     CascadeError,
     ConfigurationError,
     DeadLetterNotFoundError,
+    DeadlockError,
     DeliveryError,
+    EngineError,
     EventTypeError,
     HandlerError,
     HandlerTimeoutError,
@@ -51,9 +50,12 @@ from aperion.events import Event, Payload
 from aperion.metrics import CallbackMetrics, InMemoryMetrics, NoopMetrics
 from aperion.naming import EVENT_TYPE_PATTERN, Naming, extract_action, extract_domain, is_valid_event_type
 from aperion.outbox import Outbox
+from aperion.outcomes import Attempt, DeadLetter, Delivery, FailureReason, Outcome, Outcomes, OutcomeState
 from aperion.protocols import AuditSink, CallNext, DeadLetterStore, MetricsBackend, Middleware, Processor
+from aperion.receipts import Receipt
 from aperion.redaction import Public, Redactor, Sensitive
 from aperion.router import Router
+from aperion.subscriptions import Retry, Subscription
 
 __all__ = [
     "CORRELATION_ID_HEADER",
@@ -79,9 +81,11 @@ __all__ = [
     "DeadLetterNotFoundError",
     "DeadLetterQueue",
     "DeadLetterStore",
+    "DeadlockError",
     "Delivery",
     "DeliveryError",
     "DrainReport",
+    "EngineError",
     "Event",
     "EventBus",
     "EventTypeError",

@@ -132,6 +132,7 @@ class Execution:
             self._settlement.went_well(rerun, attempt)
         if facts.left is not None:
             facts.left(rerun.event, subscription, number)
+        rerun.passed = True
         self._settlement.rerun_ended(rerun)
         if end is not None and rerun.halt is not Halt.STOPPED:
             raise end

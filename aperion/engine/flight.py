@@ -98,11 +98,11 @@ class Unit:
     # Mutable, on the loop's thread: when the handler that runs was started (monotonic seconds) and how long it may
     # take; how the rest is driven once it waits; the lane of the deadlines it stands in; why it is cancelled;
     # whether anything was thrown into it; the unit around a dispatch; whether a worker runs it, which then holds
-    # a place, and how many of its waits have lent that place; what is parked while it waits for a thread, and
-    # the thread that it has.
+    # a place, and how many of its waits have lent that place, until each handler was started once, or skipped; what
+    # is parked while it waits for a thread, and the thread that it has.
     __slots__ = (
         *("disturbed", "event", "halt", "job", "lane", "lent", "limit"),
-        *("parked", "placed", "rest", "slot", "started", "within"),
+        *("parked", "passed", "placed", "rest", "slot", "started", "within"),
     )
 
     event: Event[Any]
@@ -113,6 +113,7 @@ class Unit:
     lane: dict[Unit, float] | None
     disturbed: bool
     within: Unit | None
+    passed: bool
     placed: bool
     lent: int
     parked: Any
@@ -141,7 +142,7 @@ class Flight(Unit):
     # Mutable, on the loop's thread; each change is made by one module. Results: seconds where a delivery went well
     # at once, to save an object; a list of its own only from the first handler on.
     __slots__ = (
-        *("__weakref__", "begun", "dropped", "engine", "failures", "passed", "plan", "results"),
+        *("__weakref__", "begun", "dropped", "engine", "failures", "plan", "results"),
         *("retrying", "settled", "system", "waiters", "waits_for"),
     )
 
@@ -152,7 +153,6 @@ class Flight(Unit):
     waits_for: list[Flight] | None  # what its handlers wait for
     failures: int  # deliveries that failed for good
     retrying: int  # deliveries that wait for another attempt
-    passed: bool  # each handler was started once, or skipped
     begun: bool
     settled: bool
     dropped: bool
@@ -199,6 +199,7 @@ class Rerun(Unit):
         self, flight: Flight, index: int, subscription: Subscription, number: int, letter: DeadLetter | None = None
     ) -> None:
         begin(self)
+        self.passed = False
         self.event = flight.event
         self._flight = flight
         self.index = index

@@ -8,7 +8,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any
 
 import anyio
 import pydantic
@@ -51,7 +51,7 @@ def throw(name: str) -> Any:
         recurse()
     if name == "KeyboardInterrupt":
         raise KeyboardInterrupt
-    raise ZOO[name]()
+    raise ZOO[name]()  # noqa: RSE102 - it makes the exception
 
 
 # Places: each returns a bus that is about to raise, and where its users meet the exception.
