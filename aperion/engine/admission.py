@@ -62,7 +62,7 @@ class Admission:
         self._settlement = settlement
         self._wake = wake
         self._recorder = recorder
-        self._synced = recorder.when_synced if recorder is not None else None
+        self._synced = recorder.when_synced if recorder is not None and recorder.waits_for_disk else None
         self._watched = recorder is not None or facts.accepted is not None or facts.begun is not None
         self._limit = ledger.limit
         self._policy = policy
