@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from aperion.engine.flight import Halt
+from aperion.engine.flight import Halt, Park
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
@@ -75,11 +75,14 @@ class Driver:
         self.cancel()
 
     def __await__(self) -> Generator[Any, Any, bool]:
-        """Pass on what the coroutine waits for, and what comes back; tell whether it came to its end."""
+        """Pass on what the coroutine waits for, and what comes back; tell whether it came to its end, or is parked."""
         coroutine, unit, step = self.coroutine, self.unit, self._context.run
         known: float | None = None
         try:
             while True:
+                if type(self._waiting) is Park:
+                    unit.parked = coroutine, self._context
+                    return True
                 if unit.started is not known:  # another handler, or its thread has begun
                     known = unit.started
                     self._deadlines.watch(unit)

@@ -150,7 +150,7 @@ class Execution:
         if handed is not event:
             current.set(handing(handed, unit))
         if subscription.kind is not HandlerKind.ASYNC:
-            await self._slot(unit, subscription)
+            await self._slot(unit, subscription, between=True)
         try:
             if self._facts.started is not None:
                 self._facts.started(event, subscription, number)
@@ -164,8 +164,10 @@ class Execution:
         finally:
             _give_back(unit)  # if it was not used, by a middleware that does not go on for example
 
-    async def _slot(self, unit: Unit, subscription: Subscription) -> None:
+    async def _slot(self, unit: Unit, subscription: Subscription, *, between: bool) -> None:
         """Wait for a thread or a process, which is not the handler's time, and holds up nobody.
+
+        Only ``between`` handlers may another task go on with the unit: what a middleware has opened is tied to its own.
 
         Raises:
             ThreadsExhaustedError: when every thread is stuck.
@@ -178,7 +180,7 @@ class Execution:
         if is_thread and self._threads.are_exhausted:
             raise self._threads.exhausted()
         limit, unit.limit, unit.started = unit.limit, float("inf"), monotonic()
-        turn = _Turn(self.workers, unit, slots, parks=unit.placed and unit.within is None)
+        turn = _Turn(self.workers, unit, slots, parks=between and unit.placed and unit.within is None)
         slots.wait(turn)
         try:
             await turn.wait()
@@ -196,7 +198,7 @@ class Execution:
     async def _in_thread(self, unit: Unit, delivery: Delivery) -> Any:
         subscription = delivery.subscription
         if unit.slot is None:  # a middleware runs the handler twice
-            await self._slot(unit, subscription)
+            await self._slot(unit, subscription, between=False)
         unit.slot = None  # the thread gives it back when it has ended
 
         def call() -> Any:
@@ -215,7 +217,7 @@ class Execution:
         import anyio.to_process  # loads the machinery of subprocesses, which few need
 
         if unit.slot is None:
-            await self._slot(unit, delivery.subscription)
+            await self._slot(unit, delivery.subscription, between=False)
         unit.started = monotonic()
         handler = delivery.subscription.handler
         one = anyio.CapacityLimiter(1)  # the slot says how many there are; it is given back when this has ended

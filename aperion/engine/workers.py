@@ -254,7 +254,7 @@ class Workers:
     def lend(self, unit: Unit | None) -> Unit | None:
         """Let another event begin while a handler waits for one; return who has lent his place, if anybody."""
         root = root_of(unit) if unit is not None else None
-        if root is None or not root.placed or root.passed or root.flight.settled:
+        if root is None or not root.placed or root.parked is not None or root.passed or root.flight.settled:
             return None  # a task that its handler has left behind may ask when there is no place to lend any more
         root.lent += 1
         if root.lent == 1:

@@ -1041,6 +1041,52 @@ async def test_raise_for_failures_names_who_failed() -> None:
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+async def test_a_later_handler_of_an_event_waits_for_a_thread_without_holding_up_others() -> None:
+    """Its first handler has run in a thread that somebody else has now; the only worker goes on with another event."""
+    first, other, begun, order = threading.Event(), threading.Event(), threading.Event(), list[str]()
+    async with EventBus(max_concurrent_events=1, max_concurrent_handlers=1) as bus:
+
+        @bus.on("chat.sent", priority=2, name="first")
+        def runs_first(event: Event) -> None:
+            begun.set()
+            first.wait(20)
+            order.append("first")
+
+        @bus.on("chat.sent", priority=1, name="second")
+        def runs_second(event: Event) -> None:
+            order.append("second")
+
+        @bus.on("chat.read")
+        def has_the_thread(event: Event) -> None:
+            order.append("other")
+            other.wait(20)
+
+        @bus.on("chat.left")
+        async def needs_no_thread(event: Event) -> None:
+            await anyio.sleep(0)
+            order.append("async")
+
+        with anyio.fail_after(10):
+            receipt = await bus.emit("chat.sent", {})
+            while not begun.is_set():
+                await anyio.sleep(0.001)
+            async with anyio.create_task_group() as group:
+                group.start_soon(bus.dispatch, "chat.read", {})
+                await anyio.sleep(0)
+                first.set()
+                while "other" not in order:
+                    await anyio.sleep(0.001)
+                await (await bus.emit("chat.left", {})).settled()
+                other.set()
+            outcomes = await receipt.settled()
+        assert bus._engine.workers.places == 1  # type: ignore[union-attr]
+
+    assert order == ["first", "other", "async", "second"]
+    assert {name: outcome.state for name, outcome in outcomes.items()} == dict.fromkeys(
+        ("first", "second"), OutcomeState.OK
+    )
+
+
 async def test_a_handler_in_a_thread_lends_the_place_of_its_own_bus_while_it_waits_for_another_bus() -> None:
     """The other bus may need this one to go on: its only worker, and its only thread."""
     async with (
