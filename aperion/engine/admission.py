@@ -129,8 +129,8 @@ class Admission:
         # What flight_of() sets, without the calls.
         flight.limit = 0.0
         flight.rest = flight.halt = flight.lane = flight.within = flight.parked = flight.slot = flight.job = None
-        flight.waiters = flight.waits_for = None
-        flight.disturbed = flight.placed = flight.begun = flight.passed = False
+        flight.waiters = flight.waits_for = flight.disturbed = None
+        flight.placed = flight.begun = flight.passed = False
         flight.settled = flight.dropped = flight.system = False
         flight.lent = flight.failures = flight.retrying = 0
         flight.results = NO_RESULTS

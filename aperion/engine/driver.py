@@ -103,7 +103,9 @@ class Driver:
                     self._waiting = step(coroutine.send, answer)
                 else:
                     self._due = False
-                    unit.disturbed = True
+                    # Whose it is stands in the message of a cancellation; a new one has no frames that it keeps alive.
+                    words = thrown.args if isinstance(thrown, asyncio.CancelledError) else ()
+                    unit.disturbed = asyncio.CancelledError(*words)
                     self._waiting = step(coroutine.throw, thrown)
         except StopIteration:
             return True

@@ -84,7 +84,7 @@ class Execution:
                 else:
                     returned = await direct(event)
                 if flight.disturbed and (flight.halt is not None or interrupted(flight)):
-                    raise asyncio.CancelledError  # noqa: TRY301 - the handler has kept that to itself
+                    raise _cancelled(flight)  # noqa: TRY301 - the handler has kept that to itself
             except BaseException as error:  # noqa: BLE001 - SystemExit, CancelledError and groups are failures too
                 end = self._judged(flight, len(results), subscription, 1, error)
                 if end is not None:
@@ -124,7 +124,7 @@ class Execution:
                 raise NotDeliveredError(f"{subscription.name} was paused or unsubscribed before it")  # noqa: TRY301
             returned = await self._handle(rerun, subscription, number)
             if rerun.disturbed and (rerun.halt is not None or interrupted(rerun)):
-                raise asyncio.CancelledError  # noqa: TRY301
+                raise _cancelled(rerun)  # noqa: TRY301
         except BaseException as error:  # noqa: BLE001
             end = self._judged(rerun, rerun.index, subscription, number, error)
         else:
@@ -240,11 +240,12 @@ class Execution:
             unit.halt = None
             if unit.rest is not None:
                 unit.rest.calm()
-        unit.disturbed = False
+        end = _cancelled(unit) if outside or unit.halt is Halt.STOPPED else None
+        unit.disturbed = None
         self._settlement.failed(unit, index, subscription, attempt)
         if unit.halt is Halt.CLOSED:
             return error if isinstance(error, GeneratorExit) else GeneratorExit()
-        return asyncio.CancelledError() if outside or unit.halt is Halt.STOPPED else None
+        return end
 
 
 class _Turn:
@@ -305,6 +306,11 @@ def _attempt(unit: Unit, subscription: Subscription, number: int, error: BaseExc
     if is_cancelled and (outside or unit.halt is not None):
         error = NotDeliveredError(f"{subscription.name} was cancelled before it ended")
     return Attempt(number, OutcomeState.FAILED, seconds, error)
+
+
+def _cancelled(unit: Unit) -> asyncio.CancelledError:
+    """Return the cancellation that a unit has met, so that its owner knows it again."""
+    return unit.disturbed or asyncio.CancelledError()
 
 
 def _says_yes(subscription: Subscription, event: Event[Any]) -> bool:

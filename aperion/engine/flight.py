@@ -97,7 +97,7 @@ class Unit:
 
     # Mutable, on the loop's thread: when the handler that runs was started (monotonic seconds) and how long it may
     # take; how the rest is driven once it waits; the lane of the deadlines it stands in; why it is cancelled;
-    # whether anything was thrown into it; the unit around a dispatch; whether a worker runs it, which then holds
+    # what was thrown into it; the unit around a dispatch; whether a worker runs it, which then holds
     # a place, and how many of its waits have lent that place, until each handler was started once, or skipped; what
     # is parked while it waits for a thread, and the thread that it has.
     __slots__ = (
@@ -111,7 +111,7 @@ class Unit:
     rest: Rest | None
     halt: Halt | None
     lane: dict[Unit, float] | None
-    disturbed: bool
+    disturbed: asyncio.CancelledError | None
     within: Unit | None
     passed: bool
     placed: bool
@@ -217,7 +217,8 @@ def begin(unit: Unit) -> None:
     """Set what every unit begins with."""
     unit.started = unit.limit = 0.0
     unit.rest = unit.halt = unit.lane = unit.within = unit.parked = unit.slot = unit.job = None
-    unit.disturbed = unit.placed = False
+    unit.disturbed = None
+    unit.placed = False
     unit.lent = 0
 
 
