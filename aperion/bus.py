@@ -331,7 +331,12 @@ class EventBus(Router):
         engine = self._engine
         if engine is None:
             raise not_running(method)
-        if running_loop() is not engine.loop:
+        here = running_loop()
+        if here is engine.loop:
+            return engine
+        # In a forked child asyncio knows of no loop any more; there it is the audit log that refuses, and says why.
+        is_forked = here is None and threading.get_ident() == engine.thread and engine.loop.is_running()
+        if not is_forked:
             raise WrongLoopError(method)
         return engine
 
@@ -376,7 +381,7 @@ class EventBus(Router):
         if engine is None or running_loop() is not engine.loop:
             engine = self._running("emit")
         self._emits += 1
-        if not self._emits % _TURN or getattr(asyncio.current_task(), "_must_cancel", False):
+        if not self._emits % _TURN or getattr(asyncio.current_task(engine.loop), "_must_cancel", False):
             await asyncio.sleep(0)
         emission = Emission(self._spans, self._bus_metrics) if self._watches else None
         try:
