@@ -187,5 +187,3 @@ class DeadLetter:
     attempts: int = 0
     first_failed_at: float
     failed_at: float
-
-

@@ -32,7 +32,18 @@ class EventStream(Generic[P]):
     """
 
     # Mutable: the buffer, the state and the wake-up, all on the thread of the loop.
-    __slots__ = ("__weakref__", "_buffer", "_closed", "_limit", "_lend", "_missed", "_patterns", "_readers", "_stop", "_where")
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_closed",
+        "_limit",
+        "_lend",
+        "_missed",
+        "_patterns",
+        "_readers",
+        "_stop",
+        "_where",
+    )
 
     def __init__(self, patterns: tuple[str, ...], where: Filter | None, limit: int) -> None:
         if limit < 1:

@@ -71,4 +71,3 @@ class SinkRecorder:
     async def aclose(self) -> None:
         """Close it."""
         await self._sink.aclose()
-

@@ -92,4 +92,3 @@ async def call(
     if outcome.error is not None:
         raise outcome.error
     return outcome.attempts[-1].returned
-

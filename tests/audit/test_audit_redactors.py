@@ -12,7 +12,7 @@ import pytest
 import aperion
 from aperion import EventBus, Redactor
 from aperion.audit import AuditLog, Subjects, verify
-from aperion.delivery import Attempt, Outcome, OutcomeState
+from aperion.outcomes import Attempt, Outcome, OutcomeState
 from aperion.redaction import Mode, RedactionKey
 
 pytestmark = pytest.mark.anyio

@@ -20,7 +20,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from aperion.outcomes import FailureReason, OutcomeState
 from aperion.errors import ConfigurationError
 from aperion.instruments import ABANDONED, AUDIT_LAG, BUSY, IN_FLIGHT, QUEUED
 from aperion.metrics import (
@@ -32,6 +31,7 @@ from aperion.metrics import (
     NoopMetrics,
     elapsed,
 )
+from aperion.outcomes import FailureReason, OutcomeState
 from aperion.protocols import MetricsBackend
 
 if TYPE_CHECKING:

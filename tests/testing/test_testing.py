@@ -12,8 +12,8 @@ import pytest
 
 import aperion
 from aperion import Event, EventBus
-from aperion.outcomes import OutcomeState
 from aperion.errors import HandlerTimeoutError
+from aperion.outcomes import OutcomeState
 from aperion.testing import Recorder, call, fake, recording, virtual_time
 from aperion.testing.running import meant
 from aperion.testing.stacks import in_flight
