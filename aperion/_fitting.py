@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from aperion.errors import positive
+from aperion.errors import ConfigurationError, positive, shown
 from aperion.outcomes import FailureReason
-from aperion.errors import ConfigurationError, shown
 from aperion.patterns import check_pattern, matches
 
 if TYPE_CHECKING:

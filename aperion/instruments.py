@@ -10,8 +10,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from aperion._logs import logger as _log
-from aperion.outcomes import OutcomeState
 from aperion.errors import ConfigurationError, shown
+from aperion.outcomes import OutcomeState
 from aperion.protocols import MetricsBackend
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class BusMetrics:
         try:
             tell = self._tell_by_kind[instrument.kind]
             tell(instrument.name, value, dict(zip(instrument.labels, labels, strict=False)))
-        except BaseException as error:  # noqa: BLE001 - a broken back end must not break an event
+        except BaseException as error:
             self._note(error)
             if isinstance(error, KeyboardInterrupt):  # no doing of the back end
                 raise

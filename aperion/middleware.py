@@ -8,8 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from aperion._logs import logger as _log
-from aperion.errors import positive
-from aperion.errors import ConfigurationError, shown
+from aperion.errors import ConfigurationError, positive, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from aperion.audit.buffer import Buffer
     from aperion.audit.parts import AuditStats, Setup
     from aperion.audit.subjects import Subjects
-    from aperion.outcomes import Outcome
     from aperion.events import Event
+    from aperion.outcomes import Outcome
     from aperion.redaction import Redactor
 
 _HIDING: Any = HidesAll()

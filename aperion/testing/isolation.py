@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from typing import Unpack
 
-    from aperion.intake import EventDetails
     from aperion.events import Payload
+    from aperion.intake import EventDetails
     from aperion.router import M
 
 R = TypeVar("R")
