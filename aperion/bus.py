@@ -258,6 +258,7 @@ class EventBus(Router):
         """Find out who listens: only now, since OpenTelemetry is set up after buses are made at import."""
         import structlog  # noqa: F401 - the first failure may come when no file can be opened any more
 
+        anyio.create_task_group()  # loads its back end: the first event may come then too
         if self._bus_metrics is None and configured.meter_provider() is not None:
             from aperion._telemetry.meters import OpenTelemetryMetrics
 
@@ -383,6 +384,8 @@ class EventBus(Router):
         self._emits += 1
         if not self._emits % _TURN or getattr(asyncio.current_task(engine.loop), "_must_cancel", False):
             await asyncio.sleep(0)
+            if engine.workers.is_starting:  # who is to handle the first events begins a turn later
+                await asyncio.sleep(0)
         emission = Emission(self._spans, self._bus_metrics) if self._watches else None
         try:
             made = self._made(event, payload, details, emission)

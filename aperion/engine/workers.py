@@ -126,6 +126,11 @@ class Workers:
         if not self._calls.done():
             self._calls.set_result(None)
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether a worker was called that has not begun."""
+        return self._count > len(self._tasks)
+
     def owns(self, task: asyncio.Task[Any] | None) -> bool:
         """Tell whether a task is a worker."""
         return task in self._tasks
