@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aperion.engine.flight import Rerun
 from aperion.engine.frames import is_ours, outwards, shown
 from aperion.engine.threads import Job
+from aperion.subscriptions import HandlerKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from aperion.engine.driver import Driver
     from aperion.engine.flight import Unit
     from aperion.engine.lifecycle import Engine
+    from aperion.subscriptions import Subscription
 
 
 def in_flight(engine: Engine) -> str:
     """Tell of every event that has not settled: not started, waiting for a retry, or in which handler and where."""
     told = [_of_unit(unit, driver) for unit, driver in engine.workers.running.items()]
-    told += [f"{_named(unit)} waits for a thread for {_handler_of(unit)}" for unit in engine.workers.parked]
+    told += [_waiting(unit) for unit in engine.workers.parked]
     told += [
         f"{_named(rerun)} waits for attempt {rerun.number} in {rerun.subscription.name}"
         for rerun in (*engine.due, *engine.queue.reruns())
@@ -48,6 +50,8 @@ def shown_from(frame: FrameType) -> str:
 def _of_unit(unit: Unit, driver: Driver) -> str:
     job = unit.job
     stack = _of_job(job) if job is not None else of_coroutine(driver.coroutine)
+    if job is None and not stack and _kind_of(unit) is not HandlerKind.ASYNC:
+        return _waiting(unit)
     where = " in its thread" if job is not None else ""
     return f"{_named(unit)} is in {_handler_of(unit)}{where}\n{textwrap.indent(stack, '  ')}".rstrip()
 
@@ -56,11 +60,25 @@ def _named(unit: Unit) -> str:
     return f"{unit.event.event_type} {unit.event.event_id}"
 
 
-def _handler_of(unit: Unit) -> str:
+def _waiting(unit: Unit) -> str:
+    what = "a process" if _kind_of(unit) is HandlerKind.PROCESS else "a thread"
+    return f"{_named(unit)} waits for {what} for {_handler_of(unit)}"
+
+
+def _subscription_of(unit: Unit) -> Subscription | None:
     if isinstance(unit, Rerun):
-        return unit.subscription.name
-    left = unit.flight.plan[len(unit.flight.results) :]
-    return left[0].name if left else "no handler"
+        return unit.subscription
+    return next(iter(unit.flight.plan[len(unit.flight.results) :]), None)
+
+
+def _handler_of(unit: Unit) -> str:
+    subscription = _subscription_of(unit)
+    return "no handler" if subscription is None else subscription.name
+
+
+def _kind_of(unit: Unit) -> HandlerKind:
+    subscription = _subscription_of(unit)
+    return HandlerKind.ASYNC if subscription is None else subscription.kind
 
 
 def _of_job(job: Job) -> str:
