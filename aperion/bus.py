@@ -49,6 +49,7 @@ from aperion.observers.metrics import Measurements
 from aperion.observers.recording import recorder_of
 from aperion.observers.spans import check_tracing, spans_for
 from aperion.outbox import Outbox
+from aperion.outcomes import Outcomes
 from aperion.receipts import Receipt
 from aperion.redaction import Redactor
 from aperion.router import Router
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from aperion.intake import EventDetails
     from aperion.naming import Naming
     from aperion.observers.spans import Spans, Tracing
-    from aperion.outcomes import Delivery, FailureReason, Outcomes
+    from aperion.outcomes import Delivery, FailureReason
     from aperion.protocols import AuditSink, MetricsBackend, Middleware, Processor
     from aperion.router import M, Wanted
     from aperion.subscriptions import Filter, Subscription
@@ -181,7 +182,7 @@ class EventBus(Router):
         self._redriver = Redriver(self.dead_letters)
         self._streams: weakref.WeakSet[EventStream[Any]] = weakref.WeakSet()
         self._bridge = Bridge()
-        self._emits = 0
+        self._turns = _TURN  # emits until the loop turns
 
     # Life
 
@@ -381,8 +382,9 @@ class EventBus(Router):
         engine = self._engine
         if engine is None or running_loop() is not engine.loop:
             engine = self._running("emit")
-        self._emits += 1
-        if not self._emits % _TURN or getattr(asyncio.current_task(engine.loop), "_must_cancel", False):
+        self._turns -= 1
+        if not self._turns or getattr(asyncio.current_task(engine.loop), "_must_cancel", False):
+            self._turns = _TURN
             await asyncio.sleep(0)
             if engine.workers.is_starting:  # who is to handle the first events begins a turn later
                 await asyncio.sleep(0)
@@ -512,8 +514,9 @@ class EventBus(Router):
         engine = self._engine
         if engine is None or running_loop() is not engine.loop:
             engine = self._running("dispatch")
-        self._emits += 1
-        if not self._emits % _TURN:
+        self._turns -= 1
+        if not self._turns:
+            self._turns = _TURN
             await asyncio.sleep(0)
         here = current.get()
         within = None if here is None else here.unit
@@ -521,11 +524,18 @@ class EventBus(Router):
             within = None
         if self._spans is not None or self._recorder is not None:
             return await self._dispatch_slowly(engine, event, payload, details, within)
-        made = self._made(event, payload, details, None)
-        if type(made) is Flight:
-            return made.outcomes()
-        if made.key is not None or (flight := engine.admission.enter_here(made)) is None:  # type: ignore[union-attr,arg-type]
-            return (await engine.dispatch_slowly(made, within)).outcomes()  # type: ignore[arg-type]  # what is no flight is an event
+        try:
+            made = self._intake.event(event, payload, details)
+        except ValidationError as error:
+            self._reject(event, payload, details, error)
+            raise
+        if self._processors:
+            processed = self._processed(made)
+            if isinstance(processed, Flight):
+                return processed.outcomes()
+            made = processed
+        if made.key is not None or (flight := engine.admission.enter_here(made)) is None:
+            return (await engine.dispatch_slowly(made, within)).outcomes()
         flight.begun, flight.within = True, within
         coroutine = engine.execution.deliver(flight)
         context = engine.workers.context.copy()
@@ -539,7 +549,7 @@ class EventBus(Router):
             await engine.finish(flight, coroutine, context, waiting)
         if not flight.settled:
             await engine.wait_for(flight)
-        return flight.outcomes()
+        return Outcomes(made, flight.plan, flight.results)
 
     async def _dispatch_slowly(
         self, engine: Engine, event: object, payload: object, details: Mapping[str, Any], within: Any

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import enum
 import re
+import types
+import typing
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import chain
 from math import inf
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import pydantic
+from orjson import dumps
 
+from aperion import events
 from aperion._frozen import Freezer, FrozenDict, plain_copy, plain_size
 from aperion._recent import Recent
 from aperion.context import current, is_valid_correlation_id
@@ -28,11 +37,11 @@ from aperion.events import (
     Event,
     Payload,
     Unvalidated,
+    jsonable,
     known_event_types,
     make_event,
     model_for,
     payload_error,
-    registrations,
     set_cascade,
     to_json,
     validated,
@@ -109,6 +118,7 @@ class Known(NamedTuple):
     event_type: str
     model: type[Payload] | None
     validate: Callable[[Any], Any] | None  # None for a model that validates in a way of its own
+    flat: bool  # whether what the model holds cannot change: atoms, or tuples and frozensets of atoms
 
 
 class Intake:
@@ -124,8 +134,8 @@ class Intake:
         self._naming = naming
         self._needs_source = naming.require_source
         self._known: Recent[Known] = Recent(_TYPES_REMEMBERED)
-        self._models: set[type] = set()  # whose event types were checked
-        self._registrations = registrations()
+        self._models: dict[type, bool] = {}  # whose event types were checked, and whether they are flat
+        self._registrations = events.registered
         self.max_payload_bytes = max_payload_bytes
         self.max_hops = max_hops
         self.max_cascade = max_cascade
@@ -138,20 +148,32 @@ class Intake:
             CascadeError: for one descendant or generation too many.
             TypeError: for a detail that events do not have.
         """
-        if type(subject) in self._models and payload is None:
-            value: Any = subject
+        known = self._known.young.get(subject) if type(payload) is dict and type(subject) is str else None
+        opaque = False
+        if known is not None and known.flat and self._registrations == events.registered:
+            event_type = known.event_type
+            try:
+                value: Any = known.validate(payload)  # type: ignore[misc]  # what is flat has a validator
+            except pydantic.ValidationError as error:
+                raise payload_error(event_type, error) from None
+            flat = True
+        elif payload is None and (is_flat := self._models.get(type(subject))) is not None:
+            value = subject
             event_type = value.event_type
+            flat = is_flat and type(value.__pydantic_fields_set__) is not Unvalidated
         else:
             event_type, value = self._checked(subject, payload)
-        opaque = False
-        if type(value) is dict:
-            value, opaque = self._safe(event_type, value)
-        else:  # a model: what it holds was validated, and cannot change where its values are atoms
-            size = plain_size(value.__dict__.values())
-            if size < 0 or value.__pydantic_extra__ or type(value.__pydantic_fields_set__) is Unvalidated:
+            flat = False
+        if flat:
+            try:
+                size = len(dumps(value.__dict__, jsonable))
+            except TypeError:  # a big integer, which is harmless, or a text that cannot be written
                 value, opaque = self._safe(event_type, value)
-            elif size > self.max_payload_bytes // 8:
-                self._check_size(event_type, value)
+            else:
+                if size > self.max_payload_bytes:
+                    raise PayloadTooLargeError(event_type, size, self.max_payload_bytes)
+        else:
+            value, opaque = self._safe(event_type, value)
         if details or self._needs_source:
             return self._detailed(event_type, value, opaque, _details(details))
         here = current.get()
@@ -194,7 +216,7 @@ class Intake:
 
     def _checked(self, subject: object, payload: object) -> tuple[str, Any]:
         known = self._known.young.get(subject) if type(subject) is str else None
-        if known is None or self._registrations != registrations():
+        if known is None or self._registrations != events.registered:
             if isinstance(subject, Payload):
                 return self._first_of_model(subject, payload)
             known = self._know(subject)
@@ -229,12 +251,12 @@ class Intake:
                 f"{model.__qualname__} has no event type; declare it as class {model.__name__}(Payload, type='domain.action')"
             )
         self._check_type(model.event_type)
-        self._models.add(model)
+        self._models[model] = is_flat(model)
         return model.event_type, subject
 
     def _know(self, subject: object) -> Known:
-        if self._registrations != (count := registrations()):  # a type without a model may have one now
-            self._registrations = count
+        if self._registrations != events.registered:  # a type without a model may have one now
+            self._registrations = events.registered
             self._known = Recent(_TYPES_REMEMBERED)
         known = self._known.get(subject) if isinstance(subject, str) else None
         if known is not None:
@@ -243,7 +265,8 @@ class Intake:
         model = model_for(event_type)
         if model is None:
             self._naming.check_known(event_type, known_event_types())
-        known = Known(event_type, model, None if model is None else _validator_of(model))
+        validate = None if model is None else _validator_of(model)
+        known = Known(event_type, model, validate, flat=model is not None and validate is not None and is_flat(model))
         self._known.put(event_type, known)
         return known
 
@@ -262,8 +285,12 @@ class Intake:
             plain = plain_copy(payload)
             if plain is not None and plain[1] <= self.max_payload_bytes // 8:
                 return plain[0], False
-        elif isinstance(payload, Payload) and type(payload.__pydantic_fields_set__) is Unvalidated:
-            payload = validated(type(payload), event_type, payload.model_dump(by_alias=True, warnings=False))
+        elif isinstance(payload, Payload):
+            if type(payload.__pydantic_fields_set__) is Unvalidated:
+                payload = validated(type(payload), event_type, payload.model_dump(by_alias=True, warnings=False))
+            size = -1 if payload.__pydantic_extra__ else plain_size(payload.__dict__.values())
+            if 0 <= size <= self.max_payload_bytes // 8:  # its values are atoms, whatever its annotations allow
+                return payload, False
         freezer = Freezer(event_type)
         try:
             frozen = freezer.freeze(payload)
@@ -407,6 +434,38 @@ def _check_headers(event_type: str, headers: Mapping[str, str]) -> None:
             f"headers of {event_type!r} hold control characters or half a surrogate pair; leave them out",
             event_type=event_type,
         )
+
+
+_IMMUTABLE = (
+    *(str, int, float, bool, bytes, type(None), dt.date, dt.time, dt.timedelta),
+    *(uuid.UUID, Decimal, enum.Enum, PurePath),
+)
+
+
+def is_flat(model: type[Payload]) -> bool:
+    """Tell whether the fields of a model can hold nothing that can be changed, and no number that JSON lacks."""
+    fields = model.model_fields.values()
+    odd_numbers = any(getattr(about, "allow_inf_nan", False) for field in fields for about in field.metadata)
+    return (
+        model.model_config.get("extra") != "allow"
+        and not model.model_config.get("allow_inf_nan")
+        and not odd_numbers
+        and all(_is_atom(field.annotation) for field in fields)
+    )
+
+
+def _is_atom(annotation: Any) -> bool:
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return all(_is_atom(part) for part in parts)
+    if origin in (tuple, frozenset):
+        return all(part is ... or _is_atom(part) for part in parts)
+    if origin is typing.Literal:
+        return True
+    if origin is typing.Annotated:
+        return _is_atom(parts[0]) and not any(getattr(about, "allow_inf_nan", False) for about in parts[1:])
+    # SecretStr and the like are immutable too, but JSON cannot show them: the slow way deals with them.
+    return annotation is None or (isinstance(annotation, type) and issubclass(annotation, _IMMUTABLE))
 
 
 def _of_type(event_type: str, payload: Payload) -> Payload:
