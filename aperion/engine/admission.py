@@ -156,7 +156,12 @@ class Admission:
             self.held[flight] = synced
             synced.add_done_callback(lambda _: self._let_go(flight, synced))
             return
-        self._queue.add(flight)
+        queue = self._queue
+        if flight.event.key is None and not queue.by_age:  # what Queue.add does, without the call
+            queue.queued += 1
+            queue.ready.append(flight)
+        else:
+            queue.add(flight)
         self._wake()
 
     def check_open(self, event: Event[Any]) -> None:

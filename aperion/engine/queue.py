@@ -24,7 +24,7 @@ class Queue:
 
     # Mutable: all of it, on the loop's thread. A key is in _lines while an event that has it is unsettled: the
     # first of its line has the key, the others wait for it.
-    __slots__ = ("_age", "_gaps", "_lines", "_turns", "again", "queued", "ready")
+    __slots__ = ("_age", "_gaps", "_lines", "_turns", "again", "by_age", "queued", "ready")
 
     def __init__(self, *, by_age: bool) -> None:
         self.ready: deque[Unit] = deque()
@@ -32,6 +32,7 @@ class Queue:
         self.again = 0  # attempts whose time has come
         self._lines: dict[str, deque[Flight]] = {}
         self._turns: dict[Flight, asyncio.Future[None]] = {}  # of events that somebody else handles
+        self.by_age = by_age
         self._age: OrderedDict[Flight, None] | None = OrderedDict() if by_age else None
         self._gaps = 0  # dropped events that still stand in ``ready``
 

@@ -167,7 +167,11 @@ class Workers:
                 if unit.settled:  # dropped while it stood in line
                     queue.passed_over()
                     continue
-                queue.begun(unit)
+                if unit.system or queue.by_age:
+                    queue.begun(unit)
+                else:  # the same, without the call
+                    unit.begun = True
+                    queue.queued -= 1
                 unit.placed = True
                 if begun is not None and not unit.system:
                     begun(unit.event, monotonic() - unit.started)
