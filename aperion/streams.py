@@ -85,9 +85,10 @@ class EventStream(Generic[P]):
         try:
             with self._lend():
                 await news.wait()
-        finally:
+        except BaseException:
             if self._readers.pop(news, self) is not None and self._buffer:
                 self._wake()  # told, and cancelled: the next one takes it
+            raise
 
     async def __aenter__(self) -> EventStream[P]:
         """Listen until the block is left."""

@@ -52,8 +52,10 @@ class Ledger:
                 return Balance(accepted, settled, dropped)
 
     def wait(self, place: asyncio.Future[None]) -> None:
-        """Stand in line; the future is set when a place is reserved."""
+        """Stand in line; the future is set when a place is reserved, at once where there is room by now."""
         self.line[place] = None
+        if self.pending < self.limit:
+            self.tell()
 
     def give_up(self, place: asyncio.Future[None]) -> None:
         """Leave the line, or give the place back that was reserved meanwhile."""

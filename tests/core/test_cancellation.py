@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from accounts import check_balance, check_empty
+from accounts import check_balance, check_empty, resting
 
 from aperion import Event, EventBus, FailureReason, OutcomeState, Retry
 
@@ -230,6 +230,7 @@ async def test_a_wait_that_is_given_up_leaves_nothing(make: Any, how: str, late:
                 assert (await bus.dispatch("gate.blocks", {}, key="k")).ok
                 await bus.wait_settled()
                 check_empty(bus)
+                await resting(bus)
                 assert bus.stats().engine_errors == 0
             if not reached:
                 break

@@ -14,6 +14,7 @@ import anyio
 import pydantic
 import pytest
 import structlog
+from accounts import check_empty
 
 import aperion
 from aperion import DeadLetterQueue, Event, EventBus, FailureReason, OutcomeState, Payload, Redactor, Retry
@@ -496,24 +497,6 @@ def neighbours(bus: EventBus, ran: list[str]) -> None:
 
     bus.subscribe(neighbour, ["zoo.seen", "zoo.later"], priority=2, name="async neighbour")
     bus.subscribe(lambda event: ran.append("sync"), ["zoo.seen", "zoo.later"], priority=1, name="sync neighbour")
-
-
-def check_empty(bus: EventBus) -> None:
-    """Nothing is in flight, and nothing of it is left in the engine."""
-    engine = bus._engine
-    assert engine is not None
-    for ledger in (engine.ledger, engine.system_ledger):
-        balance = ledger.balance()
-        assert balance.accepted == balance.settled + balance.dropped
-        assert ledger.pending == 0
-        assert not ledger.line
-        assert not ledger.quiet
-    assert engine.queue.is_empty
-    assert not engine.workers.running
-    assert not engine.workers.parked
-    assert not engine.admission.held
-    assert not list(engine.due)
-    assert engine.threads.slots.busy == engine.threads.abandoned
 
 
 def cases(places: list[type[Place]]) -> Any:

@@ -97,6 +97,28 @@ async def test_handlers_that_never_wait_let_the_loop_turn() -> None:
     assert turns >= 10
 
 
+async def test_a_thread_that_finds_the_bus_full_is_let_in_although_room_is_made_before_it_stands_in_line() -> None:
+    with anyio.fail_after(20):
+        async with EventBus(max_pending_events=1) as bus:
+            for turns in range(6):
+                gate = asyncio.Event()
+
+                async def held(event: Event, gate: asyncio.Event = gate) -> None:
+                    await gate.wait()
+
+                bus.subscribe(held, "fair.held", name="held")
+                await bus.emit("fair.held", {})
+                emits = asyncio.create_task(anyio.to_thread.run_sync(lambda: bus.emit_from_thread("fair.emitted", {})))
+                while not (bus._bridge._waiting or emits.done()):
+                    await asyncio.sleep(0)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                gate.set()
+                assert not (await emits).dropped
+                await bus.wait_settled()
+                bus.unsubscribe("held")
+
+
 async def test_tasks_that_emit_take_turns() -> None:
     """Of two loops under BLOCK neither waits for the end of the other."""
     order: list[str] = []
