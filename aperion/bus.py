@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import anyio
 
 from aperion._telemetry import configured
-from aperion.context import current
+from aperion.context import here_now
 from aperion.deadletters import DeadLetterQueue
 from aperion.engine.bridge import Bridge, not_running
 from aperion.engine.facts import Facts
@@ -51,8 +51,8 @@ from aperion.observers.metrics import Measurements
 from aperion.observers.recording import recorder_of
 from aperion.observers.spans import check_tracing, spans_for
 from aperion.outbox import Outbox
-from aperion.outcomes import Outcomes
-from aperion.receipts import Receipt
+from aperion.outcomes import outcomes_of
+from aperion.receipts import Receipt, receipt_of
 from aperion.redaction import Redactor
 from aperion.router import Router
 from aperion.streams import DEFAULT_BUFFER, EventStream, first
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from aperion.intake import EventDetails
     from aperion.naming import Naming
     from aperion.observers.spans import Spans, Tracing
-    from aperion.outcomes import Delivery, FailureReason
+    from aperion.outcomes import Delivery, FailureReason, Outcomes
     from aperion.protocols import AuditSink, MetricsBackend, Middleware, Processor
     from aperion.router import M, Wanted
     from aperion.subscriptions import Filter, Subscription
@@ -407,11 +407,9 @@ class EventBus(Router):
             flight = await admission.enter_when_free(made)
         if not flight.dropped:
             admission.queue(flight)
-        return Receipt(flight)
+        return receipt_of(flight)
 
-    async def _emit_slowly(
-        self, engine: Engine, event: object, payload: object, details: Mapping[str, Any]
-    ) -> Receipt:
+    async def _emit_slowly(self, engine: Engine, event: object, payload: object, details: Mapping[str, Any]) -> Receipt:
         """Do what ``emit`` does where somebody records, measures or processes it."""
         emission = Emission(self._spans, self._bus_metrics) if self._watches else None
         try:
@@ -543,7 +541,7 @@ class EventBus(Router):
         if not self._turns:
             self._turns = _TURN
             await asyncio.sleep(0)
-        here = current.get()
+        here = here_now()
         within = None if here is None else here.unit
         if within is not None and within.flight.settled:
             within = None
@@ -574,7 +572,7 @@ class EventBus(Router):
             await engine.finish(flight, coroutine, context, waiting)
         if not flight.settled:
             await engine.wait_for(flight)
-        return Outcomes(made, flight.plan, flight.results)
+        return outcomes_of(made, flight.plan, flight.results)
 
     async def _dispatch_slowly(
         self, engine: Engine, event: object, payload: object, details: Mapping[str, Any], within: Any

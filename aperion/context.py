@@ -57,6 +57,7 @@ class Scope:
 
 # One variable for all of it, because setting and resetting each costs 50 ns for every event.
 current: ContextVar[Here | None] = ContextVar("aperion_current", default=None)
+here_now, be_here = current.get, current.set  # an imported name is looked up in full for each call of a method
 
 
 def handing(event: Event[Any], unit: Here | None) -> Scope:

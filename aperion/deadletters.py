@@ -11,10 +11,9 @@ from weakref import ref
 
 from aperion._fitting import fitting, rules_of
 from aperion._shown import letter_shown, name_shown
-from aperion.errors import positive
-from aperion.outcomes import DeadLetter, FailureReason
-from aperion.errors import ConfigurationError, DeadLetterNotFoundError, shown
+from aperion.errors import ConfigurationError, DeadLetterNotFoundError, positive, shown
 from aperion.events import new_event_id
+from aperion.outcomes import DeadLetter, FailureReason
 from aperion.protocols import DeadLetterStore
 from aperion.redaction import Redactor
 
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Unpack
 
-    from aperion.subscriptions import Subscription
     from aperion.events import Event
+    from aperion.subscriptions import Subscription
 
 # Inside the queue, ``list`` is a method.
 Letters: TypeAlias = list[DeadLetter]

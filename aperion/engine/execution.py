@@ -9,7 +9,7 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from aperion.context import Scope, current, handing
+from aperion.context import Scope, be_here, handing, here_now
 from aperion.engine.driver import interrupted
 from aperion.engine.flight import Flight, Halt, Park
 from aperion.engine.slots import Slots
@@ -73,7 +73,7 @@ class Execution:
         event, facts = flight.event, self._facts
         results = flight.results = []
         ended, left, careful = facts.ended, facts.left, event._opaque or facts.started is not None
-        current.set(flight)
+        be_here(flight)
         flight.started = monotonic()
         for subscription in flight.plan:
             flight.limit = subscription.timeout
@@ -106,8 +106,8 @@ class Execution:
                     ended(event, subscription, Attempt(1, OutcomeState.OK, seconds, None, returned))
             if left is not None:
                 left(event, subscription, 1)
-            if current.get() is not flight:  # the handler has changed it, or had a copy of the event
-                current.set(flight)
+            if here_now() is not flight:  # the handler has changed it, or had a copy of the event
+                be_here(flight)
         flight.passed = True
         if not flight.retrying:
             self._settlement.settle(flight)
@@ -115,7 +115,7 @@ class Execution:
     async def redeliver(self, rerun: Rerun) -> None:
         """Run one handler of an event once more."""
         subscription, number, facts = rerun.subscription, rerun.number, self._facts
-        current.set(rerun)
+        be_here(rerun)
         rerun.limit = subscription.timeout
         rerun.started = monotonic()
         end: BaseException | None = None
@@ -148,7 +148,7 @@ class Execution:
             raise _Skipped
         handed = own_copy(event)
         if handed is not event:
-            current.set(handing(handed, unit))
+            be_here(handing(handed, unit))
         if subscription.kind is not HandlerKind.ASYNC:
             await self._slot(unit, subscription, between=True)
         try:
@@ -330,7 +330,7 @@ def _returned(subscription: Subscription, seconds: float, returned: object) -> O
 
 def _call_in_process(handler: Callable[[Event[Any]], Any], event: Event[Any]) -> None:
     """Run a handler in the other process: the correlation id goes along in the event."""
-    current.set(Scope(event.correlation_id, event, None))
+    be_here(Scope(event.correlation_id, event, None))
     handler(event)
 
 
