@@ -15,7 +15,7 @@ from aperion.context import (
     get_headers_with_correlation,
     set_correlation_id,
 )
-from aperion.deadletters import DeadLetterQueue
+from aperion.deadletters import DeadLetterFilters, DeadLetterQueue, DeadLetterStats
 from aperion.engine.threads import check_cancelled
 from aperion.errors import (
     AperionError,
@@ -47,15 +47,18 @@ from aperion.errors import (
     WrongLoopError,
 )
 from aperion.events import Event, Payload
-from aperion.metrics import CallbackMetrics, InMemoryMetrics, NoopMetrics
+from aperion.intake import EventDetails
+from aperion.metrics import CallbackMetrics, HistogramSnapshot, InMemoryMetrics, NoopMetrics
 from aperion.naming import EVENT_TYPE_PATTERN, Naming, extract_action, extract_domain, is_valid_event_type
+from aperion.observers.spans import Tracing
 from aperion.outbox import Outbox
 from aperion.outcomes import Attempt, DeadLetter, Delivery, FailureReason, Outcome, Outcomes, OutcomeState
 from aperion.protocols import AuditSink, CallNext, DeadLetterStore, MetricsBackend, Middleware, Processor
 from aperion.receipts import Receipt
 from aperion.redaction import Public, Redactor, Sensitive
-from aperion.router import Router
-from aperion.subscriptions import Retry, Subscription
+from aperion.router import Router, SubscriptionOptions
+from aperion.streams import EventStream
+from aperion.subscriptions import Filter, Handler, HandlerKind, Retry, Subscription
 
 __all__ = [
     "CORRELATION_ID_HEADER",
@@ -78,8 +81,10 @@ __all__ = [
     "ConfigurationError",
     "CorrelationContext",
     "DeadLetter",
+    "DeadLetterFilters",
     "DeadLetterNotFoundError",
     "DeadLetterQueue",
+    "DeadLetterStats",
     "DeadLetterStore",
     "DeadlockError",
     "Delivery",
@@ -88,10 +93,16 @@ __all__ = [
     "EngineError",
     "Event",
     "EventBus",
+    "EventDetails",
+    "EventStream",
     "EventTypeError",
     "FailureReason",
+    "Filter",
+    "Handler",
     "HandlerError",
+    "HandlerKind",
     "HandlerTimeoutError",
+    "HistogramSnapshot",
     "InMemoryMetrics",
     "KeyHeldError",
     "MetricsBackend",
@@ -119,7 +130,9 @@ __all__ = [
     "SerializationError",
     "StreamOverflowError",
     "Subscription",
+    "SubscriptionOptions",
     "ThreadsExhaustedError",
+    "Tracing",
     "UnknownEventTypeError",
     "ValidationError",
     "WrongLoopError",

@@ -8,7 +8,6 @@ import sys
 import threading
 import weakref
 from asyncio import _get_running_loop as running_loop  # 40 ns, and never raises
-from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -59,7 +58,7 @@ from aperion.streams import DEFAULT_BUFFER, EventStream, first
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Unpack
 

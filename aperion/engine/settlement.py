@@ -145,16 +145,12 @@ class Settlement:
         flight = unit.flight
         running = len(flight.results)
         if unit is not flight:
-            self.failed(unit, unit.index, unit.subscription, self._ignored(unit, unit.subscription, unit.number))  # type: ignore[attr-defined]  # a rerun
+            self.failed(unit, unit.index, unit.subscription, _ignored(unit.subscription, unit.number))  # type: ignore[attr-defined]  # a rerun
             self.rerun_ended(unit)  # type: ignore[arg-type]
         elif running < len(flight.plan):
             subscription = flight.plan[running]
-            self.failed(unit, running, subscription, self._ignored(unit, subscription, 1))
+            self.failed(unit, running, subscription, _ignored(subscription, 1))
             self.give_up(flight, f"the handlers of {flight.event.event_type} were cancelled before this one ran")
-
-    def _ignored(self, unit: Unit, subscription: Subscription, number: int) -> Attempt:
-        error = NotDeliveredError(f"{subscription.name} ignores its cancellation, and was left behind")
-        return Attempt(number, OutcomeState.FAILED, 0.0, error)
 
     # Deliveries
 
@@ -332,6 +328,11 @@ class Settlement:
         self._queue.release(flight)
         if self._queue.ready:
             self._wake()
+
+
+def _ignored(subscription: Subscription, number: int) -> Attempt:
+    error = NotDeliveredError(f"{subscription.name} ignores its cancellation, and was left behind")
+    return Attempt(number, OutcomeState.FAILED, 0.0, error)
 
 
 def _put(flight: Flight, index: int, outcome: Outcome) -> None:
