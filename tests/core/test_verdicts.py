@@ -51,11 +51,3 @@ def test_a_retry_that_has_had_its_attempts_wants_none() -> None:
 
     assert wait_after(Attempt(1, OutcomeState.FAILED, 0.1, ValueError()), retry) == 0.5
     assert wait_after(Attempt(2, OutcomeState.FAILED, 0.1, ValueError()), retry) is None
-
-
-@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_a_predicate_that_raises_asks_for_nothing(kind: type[BaseException]) -> None:
-    def predicate(error: BaseException) -> bool:
-        raise kind
-
-    assert wait_after(_failed(ValueError()), aperion.Retry(on=predicate)) is None
