@@ -294,7 +294,7 @@ def test_every_event_is_accounted_for_whatever_happens(use_uvloop: bool, life: L
 @pytest.mark.parametrize("part", range(12))
 def test_every_event_is_accounted_for_in_many_lives(part: int, use_uvloop: bool) -> None:
     @seed(part)
-    @settings(max_examples=150, **slow_is_fine)
+    @settings(max_examples=100, **slow_is_fine)
     @given(life=lives)
     def many(life: Life) -> None:
         go(life, use_uvloop=use_uvloop)
