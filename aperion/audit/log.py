@@ -101,6 +101,20 @@ class AuditLog(Reader):
         self._own = Recorder(self, self._setup, self._buffer, redactor if redactor is not None else Redactor())
         self._parts: Parts | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a log that records in a way of its own: a bus records through ``recorder()``, and would never ask it.
+
+        Raises:
+            ConfigurationError: naming the method.
+        """
+        super().__init_subclass__(**kwargs)
+        for name in ("accepted", "ended", "noted"):
+            if name in vars(cls):
+                raise ConfigurationError(
+                    f"{cls.__qualname__} overrides AuditLog.{name}(), which a bus does not call; write a sink of your "
+                    "own around a log (see aperion.AuditSink)"
+                )
+
     def __repr__(self) -> str:
         """Show the path."""
         return f"<AuditLog {str(self.path)!r}: {'open' if self._buffer.is_open else 'closed'}>"

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 from contextlib import contextmanager, suppress
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +216,7 @@ class Engine:
 
     async def _quiet(self, timeout: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(None if timeout == inf else timeout):
                 await self.quiet()
 
     async def quiet(self) -> None:
@@ -245,7 +246,7 @@ class Engine:
         """Accept nothing any more, give up what has not begun, and cancel what has; return the events."""
         self.admission.refuses = True
         refusal = BusNotRunningError("the bus drained before the event had its turn")
-        running = {unit: driver for unit, driver in self.workers.running.items() if not self._is_inner(unit)}
+        running = dict(self.workers.running)
         parked = [unit for unit in (*self.workers.parked, *self.queue.ready) if unit.parked is not None]
         unstarted = self.queue.unstarted()
         found = dict.fromkeys(
@@ -261,7 +262,7 @@ class Engine:
             self.workers.unpark(unit)
         self.queue.ready.clear()
         for unit, driver in running.items():
-            if unit.halt is None:
+            if unit.halt is None and not self._is_inner(unit):
                 unit.halt = Halt.STOPPED
                 driver.cancel()
         return {flight: None for flight in found if not flight.dropped}

@@ -37,9 +37,9 @@ class Slots:
         self._waiting: OrderedDict[Turn, None] = OrderedDict()
 
     def take(self) -> bool:
-        """Take a slot, if one is free."""
+        """Take a slot, if one is free and nobody waits for it."""
         with self._lock:
-            if self.busy >= self.limit + self.lent:
+            if self._waiting or self.busy >= self.limit + self.lent:
                 return False
             self.busy += 1
             return True
