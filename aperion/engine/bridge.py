@@ -82,7 +82,16 @@ class Bridge:
             return
         task = engine.loop.create_task(self._accept(engine, made, flight, done), name="aperion emit from a thread")
         self._tasks[done] = task
-        task.add_done_callback(lambda _: self._tasks.pop(done, None))
+        task.add_done_callback(lambda _: self._ended(engine, task, flight, done))
+
+    def _ended(self, engine: Host, task: asyncio.Task[None], flight: Flight | None, done: _Done) -> None:
+        """Answer for a task that was cancelled, perhaps before its first step; what waits for the disk is dropped."""
+        self._tasks.pop(done, None)
+        if task.cancelled():
+            synced = engine.admission.held.get(flight) if flight is not None else None
+            if synced is not None:
+                synced.cancel()
+            _answer(done, error=_LeftError(held=flight is not None))
 
     async def _accept(self, engine: Engine, event: Any, flight: Flight | None, done: _Done) -> None:
         """Wait for a place, and for the disk."""

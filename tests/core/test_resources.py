@@ -176,6 +176,37 @@ async def test_emitters_that_gave_up_leave_nothing() -> None:
             check_empty(bus)
 
 
+async def test_a_thread_that_gives_up_before_the_loop_has_begun_to_wait_for_it_is_answered() -> None:
+    """Both reach the loop in one turn: that it emits, and that it has given up."""
+    gate = anyio.Event()
+    with anyio.fail_after(20):
+        async with EventBus(max_pending_events=1) as bus:
+
+            @bus.on("scarce.slow")
+            async def slow(event: Event) -> None:
+                await gate.wait()
+
+            await bus.emit("scarce.slow", {})
+            answers: list[BaseException] = []
+
+            def give_up() -> None:
+                try:
+                    bus.emit_from_thread("scarce.slow", {}, timeout=0.001)
+                except TimeoutError as error:
+                    answers.append(error)
+
+            thread = threading.Thread(target=give_up, daemon=True)
+            thread.start()
+            time.sleep(0.05)  # the loop stands still meanwhile
+            while thread.is_alive():
+                await anyio.sleep(0.001)
+            assert len(answers) == 1
+            assert not bus._bridge._tasks
+            gate.set()
+            await bus.wait_settled()
+            check_empty(bus)
+
+
 async def test_threads_that_gave_up_leave_nothing() -> None:
     gate = anyio.Event()
     with anyio.fail_after(40):
