@@ -353,3 +353,33 @@ async def test_threads_of_the_pool_end_with_their_handlers() -> None:
         while any(t.name == "aperion-worker" for t in threading.enumerate()):
             await anyio.sleep(0.001)
     assert threading.active_count() <= before
+
+
+@pytest.mark.anyio
+async def test_an_event_dispatched_by_a_handler_that_is_left_behind_is_accounted_for_too() -> None:
+    bus = EventBus(drain_timeout=0.05)
+
+    @bus.on("outer.called", name="outer")
+    async def outer(event: Event) -> None:
+        await bus.dispatch("inner.called", {})
+
+    @bus.on("inner.called", name="inner")
+    async def inner(event: Event) -> None:
+        while True:
+            try:
+                await anyio.sleep(10)
+            except BaseException:  # noqa: S110 - it ignores every cancellation
+                pass
+
+    with anyio.fail_after(20):
+        async with bus:
+            await bus.emit("outer.called", {})
+            while bus.stats().accepted < 2:
+                await anyio.sleep(0)
+
+    stats = bus.stats()
+    assert stats.pending == 0
+    assert stats.accepted == stats.settled == 2
+    assert bus.last_drain is not None
+    assert {event_type for event_type, _ in bus.last_drain.unfinished} == {"outer.called", "inner.called"}
+    assert {letter.subscription for letter in bus.dead_letters.list()} >= {"outer", "inner"}
