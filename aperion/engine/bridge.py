@@ -84,7 +84,7 @@ class Bridge:
         self._tasks[done] = task
         task.add_done_callback(lambda _: self._ended(engine, task, flight, done))
 
-    def _ended(self, engine: Host, task: asyncio.Task[None], flight: Flight | None, done: _Done) -> None:
+    def _ended(self, engine: Engine, task: asyncio.Task[None], flight: Flight | None, done: _Done) -> None:
         """Answer for a task that was cancelled, perhaps before its first step; what waits for the disk is dropped."""
         self._tasks.pop(done, None)
         if task.cancelled():

@@ -139,15 +139,17 @@ class Engine:
         finally:
             self._end()
 
-    def _end(self) -> None:
-        """Leave nothing in flight, and nobody waiting, however the workers have ended."""
+    def _end(self) -> dict[Flight, None]:
+        """Leave nothing in flight, and nobody waiting, however the workers have ended; return what was given up."""
         self.admission.refuses = True
         self.admission.state = BusState.STOPPED
         self._turn_away()
-        self._give_up(self._cancel_all())
+        unfinished = self._cancel_all()
+        self._give_up(unfinished)
         self.deadlines.close()
         self.threads.close()
         self.facts.interrupt = None
+        return unfinished
 
     def interrupt(self, error: KeyboardInterrupt) -> None:
         """Begin the drain, and have the interrupt raised where the bus was entered once it is over."""
@@ -189,6 +191,10 @@ class Engine:
                     await asyncio.wait(tasks)
                 except asyncio.CancelledError:
                     cancelled = True
+        if self.report is None:  # the loop goes down, and has cancelled both before their first step
+            unfinished = self._end()
+            names = dict.fromkeys((flight.event.event_type, flight.event.event_id) for flight in unfinished)
+            self.report = DrainReport(settled=0, unfinished=tuple(names))
         if cancelled and self.interrupted is None:  # else its owner was cancelled for that
             raise asyncio.CancelledError
 

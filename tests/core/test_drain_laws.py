@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -383,3 +384,57 @@ async def test_an_event_dispatched_by_a_handler_that_is_left_behind_is_accounted
     assert bus.last_drain is not None
     assert {event_type for event_type, _ in bus.last_drain.unfinished} == {"outer.called", "inner.called"}
     assert {letter.subscription for letter in bus.dead_letters.list()} >= {"outer", "inner"}
+
+
+@pytest.mark.anyio
+async def test_a_thread_that_gives_up_before_the_loop_has_had_its_turn_gets_its_answer() -> None:
+    answers: list[str] = []
+
+    def give_up(bus: EventBus) -> None:
+        try:
+            bus.emit_from_thread("a.b", {}, timeout=0.05)
+        except TimeoutError:
+            answers.append("too late")
+
+    with anyio.fail_after(20):
+        async with EventBus(max_pending_events=1) as bus:
+            gate = anyio.Event()
+
+            @bus.on("a.b")
+            async def holds(event: Event) -> None:
+                await gate.wait()
+
+            await bus.emit("a.b", {})
+            thread = threading.Thread(target=give_up, args=(bus,))
+            thread.start()
+            time.sleep(0.2)  # both of its calls are queued before the loop looks at the first
+            while thread.is_alive():
+                await anyio.sleep(0.001)
+            gate.set()
+            await bus.wait_settled()
+            assert bus.stats().accepted == 1
+
+    assert answers == ["too late"]
+
+
+def test_a_loop_that_goes_down_as_soon_as_the_drain_begins_leaves_nothing_in_flight() -> None:
+    bus = EventBus(drain_timeout=30)
+
+    @bus.on("a.b")
+    async def slow(event: Event) -> None:
+        await anyio.sleep(60)
+
+    async def main() -> None:
+        async with bus:
+            await bus.emit("a.b", {})
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                if task.get_name().startswith("aperion"):
+                    task.cancel()
+            bus._engine.begin_drain(30).cancel()  # type: ignore[union-attr]  # before its first step
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+    stats = bus.stats()
+    assert stats.pending == 0
+    assert bus.last_drain is not None
+    assert [event_type for event_type, _ in bus.last_drain.unfinished] == ["a.b"]
