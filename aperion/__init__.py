@@ -1,6 +1,5 @@
 """Aperion: an asyncio-native event bus for services that have to answer for what happened in them."""
 
-from aperion._threads import check_cancelled
 from aperion.app import App, run
 from aperion.audit import AuditLog
 from aperion.bus import BusState, BusStats, DrainReport, EventBus, OverflowPolicy
@@ -16,19 +15,8 @@ from aperion.context import (
     get_headers_with_correlation,
     set_correlation_id,
 )
-from aperion.deadletters import DeadLetterQueue
-from aperion.delivery import (
-    Attempt,
-    DeadLetter,
-    Delivery,
-    FailureReason,
-    Outcome,
-    Outcomes,
-    OutcomeState,
-    Receipt,
-    Retry,
-    Subscription,
-)
+from aperion.deadletters import DeadLetterFilters, DeadLetterQueue, DeadLetterStats
+from aperion.engine.threads import check_cancelled
 from aperion.errors import (
     AperionError,
     ApplicationError,
@@ -39,7 +27,9 @@ from aperion.errors import (
     CascadeError,
     ConfigurationError,
     DeadLetterNotFoundError,
+    DeadlockError,
     DeliveryError,
+    EngineError,
     EventTypeError,
     HandlerError,
     HandlerTimeoutError,
@@ -57,12 +47,18 @@ from aperion.errors import (
     WrongLoopError,
 )
 from aperion.events import Event, Payload
-from aperion.metrics import CallbackMetrics, InMemoryMetrics, NoopMetrics
+from aperion.intake import EventDetails
+from aperion.metrics import CallbackMetrics, HistogramSnapshot, InMemoryMetrics, NoopMetrics
 from aperion.naming import EVENT_TYPE_PATTERN, Naming, extract_action, extract_domain, is_valid_event_type
+from aperion.observers.spans import Tracing
 from aperion.outbox import Outbox
+from aperion.outcomes import Attempt, DeadLetter, Delivery, FailureReason, Outcome, Outcomes, OutcomeState
 from aperion.protocols import AuditSink, CallNext, DeadLetterStore, MetricsBackend, Middleware, Processor
+from aperion.receipts import Receipt
 from aperion.redaction import Public, Redactor, Sensitive
-from aperion.router import Router
+from aperion.router import Router, SubscriptionOptions
+from aperion.streams import EventStream
+from aperion.subscriptions import Filter, Handler, HandlerKind, Retry, Subscription
 
 __all__ = [
     "CORRELATION_ID_HEADER",
@@ -85,18 +81,28 @@ __all__ = [
     "ConfigurationError",
     "CorrelationContext",
     "DeadLetter",
+    "DeadLetterFilters",
     "DeadLetterNotFoundError",
     "DeadLetterQueue",
+    "DeadLetterStats",
     "DeadLetterStore",
+    "DeadlockError",
     "Delivery",
     "DeliveryError",
     "DrainReport",
+    "EngineError",
     "Event",
     "EventBus",
+    "EventDetails",
+    "EventStream",
     "EventTypeError",
     "FailureReason",
+    "Filter",
+    "Handler",
     "HandlerError",
+    "HandlerKind",
     "HandlerTimeoutError",
+    "HistogramSnapshot",
     "InMemoryMetrics",
     "KeyHeldError",
     "MetricsBackend",
@@ -124,7 +130,9 @@ __all__ = [
     "SerializationError",
     "StreamOverflowError",
     "Subscription",
+    "SubscriptionOptions",
     "ThreadsExhaustedError",
+    "Tracing",
     "UnknownEventTypeError",
     "ValidationError",
     "WrongLoopError",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from aperion.delivery import FailureReason, positive
-from aperion.errors import ConfigurationError, shown
+from aperion.errors import ConfigurationError, positive, shown
+from aperion.outcomes import FailureReason
 from aperion.patterns import check_pattern, matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aperion.delivery import DeadLetter, Subscription
+    from aperion.outcomes import DeadLetter
+    from aperion.subscriptions import Subscription
 
 Letters: TypeAlias = "list[DeadLetter]"
 Rule: TypeAlias = "Callable[[Letters], Letters]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -23,6 +23,7 @@ MAX_DEPTH = 128
 _LONGEST_PATH = 120
 
 _ATOMS = frozenset({int, bool, type(None), bytes, datetime, date, time, timedelta, UUID, Decimal})
+_INFINITY = math.inf
 _KEYS = (str, int, float, bool, type(None), UUID, date, time, Enum)
 
 
@@ -210,6 +211,58 @@ class Freezer:
         self.opaque = True
         self._frozen(plain)  # NaN and the like may hide inside
         return twin
+
+
+def plain_size(values: Iterable[Any]) -> int:
+    """Return a lower bound of the JSON length of values that are atoms, or tuples and frozensets of atoms.
+
+    -1 where one is something else, or cannot be written: the slow way then copies it, or says what is wrong.
+    """
+    size = 2
+    for value in values:
+        kind = type(value)
+        if kind is str:
+            if not value.isascii() and _holds_surrogate(value):
+                return -1
+            size += len(value) + 4
+        elif kind is float:
+            if not -_INFINITY < value < _INFINITY:
+                return -1
+            size += 4
+        elif kind is bytes:
+            size += len(value)
+        elif kind is int:
+            size += 4 + value.bit_length() // 4
+        elif kind is tuple or kind is frozenset:
+            inner = plain_size(value)
+            if inner < 0:
+                return -1
+            size += inner
+        elif kind in _ATOMS:
+            size += 4
+        else:
+            return -1
+    return size
+
+
+def plain_copy(mapping: dict[Any, Any]) -> tuple[FrozenDict, int] | None:
+    """Return an immutable copy of a dict of atoms under names, and its size as ``plain_size`` tells it; else None."""
+    size = plain_size(mapping.values())
+    if size < 0:
+        return None
+    for key in mapping:
+        if type(key) is not str or not key.isascii():
+            return None
+        size += len(key) + 4
+    return FrozenDict(mapping), size
+
+
+def _holds_surrogate(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _checked_text(value: str) -> str:

@@ -34,6 +34,10 @@ class Logger:
         """Write what went wrong."""
         self._write("error", message, fields)
 
+    def critical(self, message: str, **fields: Any) -> None:
+        """Write what must not happen."""
+        self._write("critical", message, fields)
+
     def _write(self, level: str, message: str, fields: dict[str, Any]) -> None:
         if getattr(_writing, "now", False):
             return
@@ -46,7 +50,9 @@ class Logger:
             escaped = {name: _escaped(value) for name, value in fields.items()}
             with suppress(Exception):
                 getattr(structlog.get_logger("aperion"), level)(message, **escaped)
-        except Exception:  # noqa: BLE001, S110 - a log that cannot be written must not hurt what it tells of
+        except KeyboardInterrupt:  # somebody at the keyboard, and no doing of the log
+            raise
+        except BaseException:  # noqa: BLE001, S110 - a log that cannot be written must not hurt what it tells of
             pass
         finally:
             _writing.now = False

@@ -14,7 +14,7 @@ from aperion.redaction import Redactor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from aperion.delivery import DeadLetter
+    from aperion.outcomes import DeadLetter
 
 _DEEPEST: Final = 100
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import anyio
@@ -19,11 +19,9 @@ from aperion.bus import EventBus
 from aperion.errors import ApplicationError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
-
-    from anyio.abc import TaskStatus
 
 Main: TypeAlias = "Callable[[], Coroutine[Any, Any, Any]]"
 Lifespan: TypeAlias = "Callable[[App], AbstractAsyncContextManager[Any]]"
@@ -86,13 +84,13 @@ class App:
 
     @asynccontextmanager
     async def _beside(self) -> AsyncIterator[None]:
-        failure: Exception | None = None
+        failure: BaseException | None = None
         async with anyio.create_task_group() as services:
             for service in self._services:
                 services.start_soon(service, name=getattr(service, "__qualname__", None))
             try:
                 yield
-            except Exception as error:  # noqa: BLE001 - raised below, as it is and not in a group
+            except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - raised below, not in a group
                 failure = error
             services.cancel_scope.cancel()
         if failure is not None:
@@ -137,29 +135,20 @@ def serve(app: App | EventBus, main: Main | None = None, *, use_uvloop: bool = F
 
 async def _serve(app: App, main: Main | None) -> int:
     stop = anyio.Event()
-    failure: Exception | None = None
-    async with anyio.create_task_group() as around:
-        if threading.current_thread() is threading.main_thread():
-            await around.start(_watch_signals, stop, app.bus)
-        try:
-            async with app:
-                await _until(stop, main)
-        except Exception as error:  # noqa: BLE001 - raised below, as it is and not in a group
-            failure = error
-        around.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    with _signals(stop, app.bus):
+        async with app:
+            await _until(stop, main)
     return _code(app.bus)
 
 
 async def _until(stop: anyio.Event, main: Main | None) -> None:
     """Run ``main`` until it returns or the signal comes."""
-    failure: Exception | None = None
+    failure: BaseException | None = None
     async with anyio.create_task_group() as group:
         group.start_soon(_cancel_when, stop, group.cancel_scope)
         try:
             await (main() if main is not None else stop.wait())
-        except Exception as error:  # noqa: BLE001 - raised below, as it is and not in a group
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - raised below, not in a group
             failure = error
         group.cancel_scope.cancel()
     if failure is not None:
@@ -171,22 +160,47 @@ async def _cancel_when(stop: anyio.Event, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _watch_signals(stop: anyio.Event, bus: EventBus, *, task_status: TaskStatus[None]) -> None:
-    # Not of a terminal that hangs up: its user is gone, and nobody would ever stop the process.
-    log = bus.audit if isinstance(bus.audit, AuditLog) and not os.isatty(0) else None
-    watched = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if log is not None else ()))
-    with anyio.open_signal_receiver(*watched) as signals:
-        task_status.started()
-        async for number in signals:
-            if log is not None and number == signal.SIGHUP:
-                log.reopen()
-                continue
-            if stop.is_set():
+@contextmanager
+def _signals(stop: anyio.Event, bus: EventBus) -> Iterator[None]:
+    """Have SIGINT and SIGTERM begin the end, and a second one make it: also while a handler computes.
+
+    Handlers of Python's own run between two steps of whatever runs in the main thread; those of the loop would
+    wait until the loop has its turn again, which a handler that computes for ever does not give it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def end(number: int, _frame: object) -> None:
+        if stopping:
+            with suppress(Exception):  # it was just being written to
                 sys.stdout.flush()
                 sys.stderr.flush()
-                os._exit(INTERRUPTED)  # at once: not even handlers that cannot be cancelled hold it up
-            _log.info("stopping", signal=signal.Signals(number).name)
-            stop.set()
+            os._exit(INTERRUPTED)  # at once: neither a lock nor a handler that cannot be cancelled holds it up
+        stopping.append(number)
+        loop.call_soon_threadsafe(begin_end, number)
+
+    def begin_end(number: int) -> None:
+        _log.info("stopping", signal=signal.Signals(number).name)
+        stop.set()
+
+    def reopen(_number: int, _frame: object) -> None:
+        if log is not None:
+            loop.call_soon_threadsafe(log.reopen)
+
+    # Not of a terminal that hangs up: its user is gone, and nobody would ever stop the process.
+    log = bus.audit if isinstance(bus.audit, AuditLog) and not os.isatty(0) else None
+    stopping: list[int] = []
+    handlers: dict[signal.Signals, Any] = {signal.SIGINT: end, signal.SIGTERM: end}
+    if log is not None:
+        handlers[signal.SIGHUP] = reopen
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _code(bus: EventBus) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import uuid
-from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aperion.errors import shown
 
@@ -23,28 +23,64 @@ MAX_ID_LENGTH = 128
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:/+=\-]{{0,{MAX_ID_LENGTH - 1}}}")
 
 
-class Scope(NamedTuple):
-    """A correlation id that the user set, and the event around it, if any."""
+class Here(Protocol):
+    """What code runs for: one pass of the engine over an event, or a scope that somebody opened in it."""
 
-    correlation_id: str | None
-    event: Event[Any] | None
+    @property
+    def correlation_id(self) -> str | None:
+        """The id that what is emitted here gets."""
+
+    @property
+    def event(self) -> Event[Any] | None:
+        """The event that is handled here, if any."""
+
+    @property
+    def unit(self) -> Any:
+        """The work of the engine that this is part of, if any."""
 
 
-# The event being handled, or the scope that the user opened. One variable, because setting and
-# resetting each costs 50 ns for every event.
-current: ContextVar[Event[Any] | Scope | None] = ContextVar("aperion_current", default=None)
+class Scope:
+    """A correlation id that the user set, or a copy of an event that one handler got."""
+
+    # Never changed.
+    __slots__ = ("correlation_id", "event", "outer", "owner", "unit")
+
+    def __init__(
+        self, correlation_id: str | None, event: Event[Any] | None, outer: Here | None, owner: object = None
+    ) -> None:
+        self.correlation_id = correlation_id
+        self.event = event
+        self.outer = outer  # what is there again when its block ends
+        self.owner = owner  # the block
+        self.unit = None if outer is None else outer.unit
+
+
+# One variable for all of it, because setting and resetting each costs 50 ns for every event.
+current: ContextVar[Here | None] = ContextVar("aperion_current", default=None)
+here_now, be_here = current.get, current.set  # an imported name is looked up in full for each call of a method
+
+
+def handing(event: Event[Any], unit: Here | None) -> Scope:
+    """Return the scope of a handler that got a copy of an event for itself."""
+    return Scope(event.correlation_id, event, unit)
+
+
+def _around() -> Here | None:
+    """Return what is here, without what ``set_correlation_id`` has set: a chain of those would never end."""
+    here = current.get()
+    return here.outer if isinstance(here, Scope) and here.owner is None else here
 
 
 def current_event() -> Event[Any] | None:
     """Return the event that is being handled here, in threads of sync handlers too; None outside."""
-    scope = current.get()
-    return scope.event if isinstance(scope, Scope) else scope
+    here = current.get()
+    return None if here is None else here.event
 
 
 def get_correlation_id() -> str | None:
     """Return the correlation id of the context, or of the event being handled; None without either."""
-    scope = current.get()
-    return None if scope is None else scope.correlation_id
+    here = current.get()
+    return None if here is None else here.correlation_id
 
 
 def set_correlation_id(correlation_id: str) -> None:
@@ -53,13 +89,13 @@ def set_correlation_id(correlation_id: str) -> None:
     Raises:
         ValueError: for text that is no id, see ``is_valid_correlation_id``.
     """
-    current.set(Scope(_checked(correlation_id), current_event()))
+    current.set(Scope(_checked(correlation_id), current_event(), _around()))
 
 
 def clear_correlation_id() -> None:
     """Forget the correlation id of this context; inside a handler, that of its event too."""
     event = current_event()
-    current.set(Scope(None, event) if event is not None else None)
+    current.set(None if event is None else Scope(None, event, _around()))
 
 
 def generate_correlation_id() -> str:
@@ -76,7 +112,10 @@ def is_valid_correlation_id(value: object) -> bool:
 
 
 class CorrelationContext:
-    """Give everything inside the block a correlation id; may be nested and entered again.
+    """Give everything inside the block a correlation id; may be nested, entered again, and shared by tasks.
+
+    A block that is left in another context than it was entered in, as generators of frameworks do, changes
+    nothing there.
 
     >>> with CorrelationContext("req-123") as correlation_id:
     ...     get_correlation_id()
@@ -91,24 +130,26 @@ class CorrelationContext:
         ValueError: for text that is no id, see ``is_valid_correlation_id``.
     """
 
-    # Mutable: one token for each block that is open, since the same object may be entered again.
-    __slots__ = ("_id", "_tokens")
+    __slots__ = ("_id",)  # nothing of a block that is open: several tasks may have opened one each
 
     def __init__(self, correlation_id: str | None = None) -> None:
         self._id = None if correlation_id is None else _checked(correlation_id)
-        self._tokens: list[Token[Event[Any] | Scope | None]] = []
 
     def __enter__(self) -> str:
         """Open the block and return its id."""
         correlation_id = self._id or generate_correlation_id()
-        self._tokens.append(current.set(Scope(correlation_id, current_event())))
+        current.set(Scope(correlation_id, current_event(), current.get(), self))
         return correlation_id
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the block: what was there before is there again."""
-        current.reset(self._tokens.pop())
+        here = current.get()
+        while isinstance(here, Scope) and here.owner is not self:  # set_correlation_id() inside the block
+            here = here.outer
+        if isinstance(here, Scope):
+            current.set(here.outer)
 
 
 def extract_correlation_id_from_headers(

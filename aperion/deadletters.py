@@ -11,9 +11,9 @@ from weakref import ref
 
 from aperion._fitting import fitting, rules_of
 from aperion._shown import letter_shown, name_shown
-from aperion.delivery import DeadLetter, FailureReason, positive
-from aperion.errors import ConfigurationError, DeadLetterNotFoundError, shown
+from aperion.errors import ConfigurationError, DeadLetterNotFoundError, positive, shown
 from aperion.events import new_event_id
+from aperion.outcomes import DeadLetter, FailureReason
 from aperion.protocols import DeadLetterStore
 from aperion.redaction import Redactor
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Unpack
 
-    from aperion.delivery import Subscription
     from aperion.events import Event
+    from aperion.subscriptions import Subscription
 
 # Inside the queue, ``list`` is a method.
 Letters: TypeAlias = list[DeadLetter]
@@ -353,13 +353,16 @@ def letter_from(  # noqa: PLR0913 - what a letter tells
     attempts: int,
     redactor: Redactor,
     *,
-    first_failed_at: float | None = None,
+    before: DeadLetter | None = None,
 ) -> DeadLetter:
-    """Return a new dead letter about a failure of this moment, its error text and traceback redacted."""
+    """Return a dead letter about a failure of this moment, its error text and traceback redacted.
+
+    With the letter ``before`` it is that one again, of which a redrive has failed.
+    """
     now = time.time()
-    text, traceback = redactor.redact_exception(error)
+    text, traceback = _redacted(error, redactor)
     return DeadLetter(
-        letter_id=new_event_id(),
+        letter_id=new_event_id() if before is None else before.letter_id,
         event=event,
         subscription=subscription,
         reason=reason,
@@ -367,9 +370,17 @@ def letter_from(  # noqa: PLR0913 - what a letter tells
         error=text,
         traceback=traceback,
         attempts=attempts,
-        first_failed_at=now if first_failed_at is None else first_failed_at,
+        first_failed_at=now if before is None else before.first_failed_at,
         failed_at=now,
     )
+
+
+def _redacted(error: BaseException, redactor: Redactor) -> tuple[str, str]:
+    try:
+        text, traceback = redactor.redact_exception(error)
+        return str(text), str(traceback)
+    except BaseException:  # noqa: BLE001 - a redactor of the user's: a letter without the text is better than none
+        return "[REDACTED_ERROR]", ""
 
 
 def _checked_store(store: object) -> DeadLetterStore:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from difflib import get_close_matches
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+P = ParamSpec("P")
 
 
 class AperionError(Exception):
@@ -102,7 +107,11 @@ class BackpressureError(AperionError):
         self.limit = limit
 
 
-class KeyHeldError(AperionError, RuntimeError):
+class DeadlockError(AperionError, RuntimeError):
+    """Raised in a handler that would wait for itself: what it asked to wait for cannot end before it does."""
+
+
+class KeyHeldError(DeadlockError):
     """Raised by ``dispatch`` in a handler whose own event has the same key: it would wait for itself."""
 
     def __init__(self, event_type: str, key: str) -> None:
@@ -144,6 +153,14 @@ class ThreadsExhaustedError(AperionError, RuntimeError):
 
 class NotDeliveredError(AperionError):
     """The error of a delivery that the bus gave up: it drained, or its deadline passed."""
+
+
+class EngineError(AperionError, RuntimeError):
+    """The error of a delivery that a fault of the engine itself has ended; please report it."""
+
+    def __init__(self, subscription: str, error: BaseException) -> None:
+        super().__init__(f"a fault of the engine ended the delivery to {subscription}: {type(error).__name__}")
+        self.subscription = subscription
 
 
 class DeliveryError(AperionError):
@@ -217,3 +234,47 @@ def shown(value: object, limit: int = 80) -> str:
     except Exception:  # noqa: BLE001 - a broken __repr__ must not hide the error being reported
         text = f"<{type(value).__name__}>"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def positive(name: str, value: float, *, whole: bool = False, infinite: bool = False) -> None:
+    """Check an option that has to be a number above zero.
+
+    Raises:
+        ConfigurationError: naming the option and its value.
+    """
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not number or not value > 0 or (math.isinf(value) and not infinite):
+        kind = "a whole number" if whole else "a number of seconds"
+        raise ConfigurationError(f"{name}={value!r} makes no sense; it is {kind} above 0")
+
+
+def check_options(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse an option that a public function does not have.
+
+    Raises:
+        TypeError: naming the function, the option, and the nearest one that there is.
+    """
+    for name in given:
+        if name not in (names := list(known)):
+            raise TypeError(f"{function}() has no option {name!r}; {_nearest(name, names)}")
+
+
+def explains_options(function: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Have a constructor refuse an option that it does not have as ``check_options`` does."""
+
+    def explain(init: Callable[P, None]) -> Callable[P, None]:
+        known = init.__kwdefaults__ or {}
+
+        @wraps(init)
+        def explained(*args: P.args, **options: P.kwargs) -> None:
+            check_options(function, options, known)
+            init(*args, **options)
+
+        return explained
+
+    return explain
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"

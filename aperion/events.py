@@ -100,7 +100,8 @@ class Payload(BaseModel):
 
 
 _MODELS: WeakValueDictionary[str, type[Payload]] = WeakValueDictionary()
-_registrations = 0
+registered = 0
+"""How many models have got an event type so far, those included that are gone."""
 
 
 def model_for(event_type: str) -> type[Payload] | None:
@@ -113,13 +114,8 @@ def known_event_types() -> frozenset[str]:
     return frozenset(_MODELS)
 
 
-def registrations() -> int:
-    """Return how many models have got an event type so far, those included that are gone."""
-    return _registrations
-
-
 def _register(model: type[Payload], event_type: str) -> None:
-    global _registrations  # noqa: PLW0603 - it goes with the registry
+    global registered  # noqa: PLW0603 - it goes with the registry
     if not is_valid_event_type(event_type):
         raise ConfigurationError(
             f"type={shown(event_type)} of {model.__qualname__} is not an event type: it must match {EVENT_TYPE_PATTERN}, "
@@ -132,7 +128,7 @@ def _register(model: type[Payload], event_type: str) -> None:
             f"{_full_name(model)} has the event type {event_type!r}, which {_full_name(other)} already has; rename one"
         )
     _MODELS[event_type] = model
-    _registrations += 1
+    registered += 1
 
 
 def _full_name(model: type) -> str:

@@ -10,15 +10,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from aperion._logs import logger as _log
-from aperion.delivery import OutcomeState
 from aperion.errors import ConfigurationError, shown
+from aperion.outcomes import OutcomeState
 from aperion.protocols import MetricsBackend
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Mapping
 
-    from aperion.delivery import FailureReason
+    from aperion.outcomes import FailureReason
 
 Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 _SECONDS_BETWEEN_LOG_LINES = 60.0
@@ -166,10 +166,12 @@ class BusMetrics:
         try:
             tell = self._tell_by_kind[instrument.kind]
             tell(instrument.name, value, dict(zip(instrument.labels, labels, strict=False)))
-        except Exception as error:  # noqa: BLE001 - a broken back end must not break an event
+        except BaseException as error:
             self._note(error)
+            if isinstance(error, KeyboardInterrupt):  # no doing of the back end
+                raise
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: BaseException) -> None:
         """Count a failure, and log once a minute at most: its kind, not its words, which may quote values."""
         with self._lock:
             self.errors += 1

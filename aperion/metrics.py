@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from aperion.delivery import positive
-from aperion.errors import ConfigurationError, shown
+from aperion.errors import ConfigurationError, positive, shown
 from aperion.instruments import INSTRUMENTS, BusMetrics, Instrument, Kind
 
 if TYPE_CHECKING:

@@ -8,13 +8,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from aperion._logs import logger as _log
-from aperion.delivery import positive
-from aperion.errors import ConfigurationError, shown
+from aperion.errors import ConfigurationError, positive, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aperion.delivery import Delivery
+    from aperion.outcomes import Delivery
     from aperion.protocols import CallNext, Middleware
 
 
@@ -37,7 +36,7 @@ def compose(middlewares: Sequence[Middleware], handler: CallNext) -> CallNext:
 def log_slow(threshold: float = 1.0) -> Middleware:
     """Return a middleware that logs a warning for each handler that took longer than ``threshold``.
 
-    It counts the wait for a worker thread too, and sees handlers that fail or time out. The line
+    It sees handlers that fail or time out; the wait for a worker thread is not the handler's. The line
     names the event and the subscription and shows nothing of the payload.
 
     Args:

@@ -7,28 +7,28 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from aperion.delivery import Receipt
 from aperion.errors import ConfigurationError
+from aperion.receipts import Receipt
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
     from typing import Unpack
 
-    from aperion._runtime.emission import Emission
-    from aperion._runtime.intake import EventDetails
     from aperion.events import Event, Payload
+    from aperion.intake import EventDetails
+    from aperion.observers.emission import Emission
 
 
 class Host(Protocol):
     """What an outbox needs of its bus."""
 
-    def _make(
+    def _hold(
         self, event: Any, payload: Any, details: Mapping[str, Any]
     ) -> tuple[Event[Any] | Receipt, Emission | None]:
         """Make an event, and begin to watch it."""
 
-    async def _accept(self, event: Event[Any]) -> Receipt:
+    async def _accept(self, event: Event[Any]) -> None:
         """Accept an event that was made before."""
 
     def _discard(self, event: Event[Any], policy: str) -> None:
@@ -127,7 +127,7 @@ class Outbox:
     def _hold(self, event: Any, payload: Any, details: Mapping[str, Any]) -> Event[Any]:
         if self._closed:
             raise ConfigurationError("the block of this outbox has ended; emit to the bus itself, or open another")
-        made, emission = self._host._make(event, payload, details)
+        made, emission = self._host._hold(event, payload, details)
         if isinstance(made, Receipt):  # a processor has dropped it, visibly
             if emission is not None:
                 emission.ended()

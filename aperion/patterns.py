@@ -50,6 +50,16 @@ def matches(pattern: str, event_type: str) -> bool:
     return len(segments) == len(names) and all(s in (STAR, n) for s, n in zip(segments, names, strict=True))
 
 
+def overlap(one: str, other: str) -> bool:
+    """Tell whether some event type matches both patterns."""
+    left, right = one.split("."), other.split(".")
+    if left[-1] == STAR:
+        left += [STAR] * (len(right) - len(left))
+    if right[-1] == STAR:
+        right += [STAR] * (len(left) - len(right))
+    return len(left) == len(right) and all(a == b or STAR in (a, b) for a, b in zip(left, right, strict=True))
+
+
 def _complaint(segment: str) -> str:
     if not segment:
         return "it has an empty segment"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from aperion.delivery import Delivery
 from aperion.events import Event
+from aperion.outcomes import Delivery
 
 if TYPE_CHECKING:
-    from aperion.delivery import DeadLetter, Outcome
+    import asyncio
+
+    from aperion.outcomes import DeadLetter, Outcome
 
 Processor: TypeAlias = Callable[[Event[Any]], Event[Any] | None]
 """Called in order before an event is admitted; returns it, another, or None to drop it. May raise to refuse."""
@@ -82,3 +84,30 @@ class AuditSink(Protocol):
 
     async def aclose(self) -> None:
         """Write all that was recorded and close the log; called when the bus has drained."""
+
+
+class Recorder(AuditSink, Protocol):
+    """What records for one bus: an audit sink, and how who emits waits for it."""
+
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether an event is handled only once the disk has its record."""
+
+    def when_synced(self) -> asyncio.Future[None] | None:
+        """Return what is done when the disk has all that was recorded so far; None where nothing is open."""
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether who can wait should."""
+
+    def wants(self, kind: str) -> bool:
+        """Tell whether records of a kind are written."""
+
+    async def room(self) -> None:
+        """Wait until there is room for an event and its outcomes."""
+
+    def room_for_thread(self) -> None:
+        """Do the same in another thread than the loop's; blocks."""
+
+    def buffered_bytes(self) -> int | None:
+        """Return what waits to be written; None where that is not known."""

@@ -6,15 +6,18 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar, overload
 from weakref import WeakSet
 
-from aperion.delivery import Filter, Handler, HandlerKind, Retry, Subscription, positive
-from aperion.errors import ConfigurationError, HandlerError, shown
+from aperion._recent import Recent
+from aperion.errors import ConfigurationError, HandlerError, check_options, positive, shown
 from aperion.events import Event, Payload, known_event_types
 from aperion.naming import RESERVED_DOMAIN, Naming
-from aperion.patterns import PatternIndex, check_pattern, is_exact
+from aperion.patterns import STAR, PatternIndex, check_pattern, is_exact, overlap
+from aperion.subscriptions import Filter, Handler, HandlerKind, Retry, Subscription
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -25,7 +28,7 @@ H = TypeVar("H", bound=Callable[..., Any])
 Wanted: TypeAlias = str | type[Payload]
 
 DEFAULT_PRIORITY = 100
-_CACHED_TYPES = 4096  # event types whose subscriptions are remembered; beyond, all are found anew
+_PLANS = 32_768  # event types whose plans are remembered
 
 
 class OnPayload(Protocol[M]):
@@ -70,19 +73,21 @@ class Router:
     def __init__(self, *, naming: Naming | None = None) -> None:
         self._naming = naming or Naming()
         self._lock = threading.RLock()
-        # Changed under the lock. The cache is replaced, never emptied: a lookup under way then
-        # writes its stale answer into a dict that nobody reads any more.
-        self._subscriptions: dict[str, Subscription] = {}
+        # All of these change under the lock. What was remembered is replaced, never emptied: a lookup under
+        # way then writes its stale answer into an object that nobody reads any more.
+        self._subscriptions: dict[Subscription, None] = {}
+        self._by_name: dict[str, dict[str, list[Subscription]]] = {}  # by name, then by what their patterns begin with
         self._index: PatternIndex[Subscription] = PatternIndex()
-        self._cache: dict[str, tuple[Subscription, ...]] = {}
+        self._plans: Recent[tuple[Subscription, ...]] = Recent(_PLANS)
         self._parents: WeakSet[Router] = WeakSet()
-        self._made = 0
+        self._counted = 0
+        self._open = 0
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:
         """The subscriptions, in the order in which they were made."""
         with self._lock:
-            return tuple(self._subscriptions.values())
+            return tuple(self._subscriptions)
 
     @overload
     def on(
@@ -99,7 +104,19 @@ class Router:
         priority: int = DEFAULT_PRIORITY,
         **options: Unpack[SubscriptionOptions],
     ) -> Callable[[H], H]:
-        """Subscribe the decorated handler, which is returned unchanged; see ``subscribe``."""
+        """Subscribe the decorated handler, which is returned unchanged; see ``subscribe``.
+
+        Raises:
+            ConfigurationError: without parentheses, and for an option that makes no sense.
+            PatternError: for a pattern that cannot match any event type.
+        """
+        if callable(event_types) and not isinstance(event_types, type):
+            raise ConfigurationError(
+                f"@on needs to know which events {handler_name(event_types)} wants; write @bus.on('user.*') "
+                "or @bus.on(UserLogin)"
+            )
+        self._patterns(event_types)  # a mistake shows here, and not when the decorator is used
+        check_options("on", options, SubscriptionOptions.__annotations__)
 
         def decorate(handler: H) -> H:
             self.subscribe(handler, event_types, priority, **options)
@@ -131,29 +148,31 @@ class Router:
             UnknownEventTypeError: for a type that no model has, where the naming policy minds.
             ConfigurationError: for an option that makes no sense, or a name that is taken.
         """
+        check_options("subscribe", options, SubscriptionOptions.__annotations__)
         if not isinstance(priority, int) or isinstance(priority, bool):
             raise ConfigurationError(f"priority={priority!r} makes no sense; it is a whole number, higher runs earlier")
         subscription = _make(handler, self._patterns(event_types), priority, **options)
-        with self._lock:
-            self._add(subscription, named="name" in options)
-            for parent in tuple(self._parents):
-                parent._adopt(subscription, named="name" in options)
+        with self._family():
+            self._check_name(subscription)
+            self._add(subscription)
         return subscription
 
     def unsubscribe(self, subscription: Subscription | str) -> bool:
         """End a subscription, given itself or its name; return False when there is none such.
 
-        Once this has returned, the handler is not started again; a run under way goes on.
+        Once this has returned, the handler is not started again; a run under way goes on. A name that several
+        subscriptions of one function share ends all of them.
         """
-        name = subscription if isinstance(subscription, str) else subscription.name
         with self._lock:
-            found = self._subscriptions.get(name)
-            if found is None or not (isinstance(subscription, str) or found is subscription):
-                return False
-            self._remove(found)
-            for parent in tuple(self._parents):
-                parent._disown(found)
-        return True
+            if isinstance(subscription, str):
+                found = self.named(subscription)
+            else:
+                found = [subscription] if subscription in self._subscriptions else []
+            for each in found:
+                self._remove(each)
+        for each in found:
+            each.end()  # outside of the lock: its twins take those of their routers
+        return bool(found)
 
     def include(self, router: Router) -> None:
         """Take over the subscriptions of a router, present and future.
@@ -165,29 +184,50 @@ class Router:
             raise ConfigurationError(f"include() takes a Router, not {shown(router)}")
         if router is self or self._is_above(router):
             raise ConfigurationError("a router cannot include itself, directly or through others")
-        with router._lock, self._lock:
+        with router._family(), self._family():
             if self in router._parents:
                 raise ConfigurationError("this router is included already; each event would be handled twice")
-            for subscription in router._subscriptions.values():
-                self._adopt(subscription, named=False)
+            for subscription in router._subscriptions:
+                self._check_name(subscription)
+            for subscription in router._subscriptions:
+                self._add(subscription.copy())
             router._parents.add(self)
 
     def resolve(self, event_type: str) -> tuple[Subscription, ...]:
         """Return the open subscriptions that an event type goes to, in the order in which they run."""
-        found = self._cache.get(event_type)
+        found = self._plans.get(event_type)
         return self._found(event_type) if found is None else found
+
+    def named(self, name: str) -> list[Subscription]:
+        """Return the subscriptions of a name: one, or those of a function that several kinds of events go to."""
+        with self._lock:
+            return list(dict.fromkeys(chain(*self._by_name.get(name, {}).values())))
 
     def _found(self, event_type: str) -> tuple[Subscription, ...]:
         with self._lock:
-            matching = {s for s in self._index.find(event_type) if s.open}
-            found = tuple(sorted(matching, key=lambda s: (-s.priority, s._order)))
-            if len(self._cache) >= _CACHED_TYPES:
-                self._forget()
-            self._cache[event_type] = found
+            matching = self._index.find(event_type)
+            if len(matching) > 1:
+                matching = sorted(set(matching), key=_place)
+            found = tuple([subscription for subscription in matching if subscription.open])
+            self._plans.put(event_type, found)
         return found
 
     def _forget(self) -> None:
-        self._cache = {}
+        self._plans = Recent(_PLANS)
+
+    @contextmanager
+    def _family(self) -> Iterator[None]:
+        """Hold the locks of this router and of all that include it, the outermost last."""
+        with ExitStack() as locks:
+            for router in self._upwards():
+                locks.enter_context(router._lock)
+            yield
+
+    def _upwards(self) -> dict[Router, None]:
+        found = {self: None}
+        for parent in tuple(self._parents):
+            found |= parent._upwards()
+        return found
 
     def _patterns(self, event_types: Wanted | Iterable[Wanted]) -> tuple[str, ...]:
         one = isinstance(event_types, str | type) or not isinstance(event_types, Iterable)
@@ -208,48 +248,79 @@ class Router:
             self._naming.check_known(pattern, known_event_types())
         return pattern
 
-    def _add(self, subscription: Subscription, *, named: bool) -> None:
-        if named and subscription.name in self._subscriptions:
-            raise ConfigurationError(f"the name {subscription.name!r} is taken by another subscription; choose another")
-        subscription.name = self._free_name(subscription.name)
-        self._made += 1
-        subscription._order = self._made
-        subscription.watch(self._forget)
-        self._subscriptions[subscription.name] = subscription
+    def _check_name(self, subscription: Subscription) -> None:
+        """Refuse a name that would leave open who is meant, here and in every router that includes this one.
+
+        One function may have several subscriptions, as long as no event goes to two of them.
+        """
+        for router in self._upwards():
+            for other in _namesakes(subscription, router._by_name.get(subscription.name, {})):
+                if subscription.is_named or other.is_named or _meet(subscription, other):
+                    raise ConfigurationError(
+                        f"the name {subscription.name!r} is taken by the subscription to {', '.join(other.patterns)}; "
+                        "pass another name="
+                    )
+
+    def _add(self, subscription: Subscription) -> None:
+        """Take a subscription in, and a twin of it in each including router; its name was checked."""
+        self._counted += 1
+        subscription.belongs_to(self, self._counted)
+        self._subscriptions[subscription] = None
+        namesakes = self._by_name.setdefault(subscription.name, {})
+        for begin in _begins(subscription):
+            namesakes.setdefault(begin, []).append(subscription)
         for pattern in subscription.patterns:
             self._index.add(pattern, subscription)
+        self._open += subscription.open
         self._forget()
+        for parent in tuple(self._parents):
+            parent._add(subscription.copy())
 
     def _remove(self, subscription: Subscription) -> None:
-        del self._subscriptions[subscription.name]
+        del self._subscriptions[subscription]
+        namesakes = self._by_name[subscription.name]
+        for begin in _begins(subscription):
+            namesakes[begin].remove(subscription)
+            if not namesakes[begin]:
+                del namesakes[begin]
+        if not namesakes:
+            del self._by_name[subscription.name]
         for pattern in subscription.patterns:
             self._index.remove(pattern, subscription)
-        subscription.remove()
+        self._open -= subscription.open
+        self._forget()
 
-    def _adopt(self, origin: Subscription, *, named: bool) -> None:
+    def _opened_or_closed(self, subscription: Subscription, *, paused: bool) -> None:
         with self._lock:
-            twin = origin.copy()
-            self._add(twin, named=named)
-            for parent in tuple(self._parents):
-                parent._adopt(twin, named=named)
-
-    def _disown(self, origin: Subscription) -> None:
-        with self._lock:
-            for twin in [s for s in self._subscriptions.values() if s.origin is origin]:
-                self._remove(twin)
-                for parent in tuple(self._parents):
-                    parent._disown(twin)
+            before = subscription.open
+            subscription.set_paused(paused=paused)
+            if subscription in self._subscriptions:
+                self._open += subscription.open - before
+            self._forget()
 
     def _is_above(self, router: Router) -> bool:
         return any(parent is router or parent._is_above(router) for parent in tuple(self._parents))
 
-    def _free_name(self, name: str) -> str:
-        if name not in self._subscriptions:
-            return name
-        number = 2
-        while f"{name}#{number}" in self._subscriptions:
-            number += 1
-        return f"{name}#{number}"
+
+def _place(subscription: Subscription) -> tuple[int, int]:
+    return -subscription.priority, subscription._order
+
+
+def _begins(subscription: Subscription) -> set[str]:
+    return {pattern.partition(".")[0] for pattern in subscription.patterns}
+
+
+def _namesakes(subscription: Subscription, by_begin: dict[str, list[Subscription]]) -> Iterable[Subscription]:
+    """Return those of one name that an event of a new subscription could go to; a function may have thousands."""
+    begins = _begins(subscription)
+    first = next(iter(by_begin.values()), [None])[0]
+    if subscription.is_named or STAR in begins or (first is not None and first.is_named):
+        return chain(*by_begin.values())
+    return chain(*(by_begin.get(begin, ()) for begin in (*begins, STAR)))
+
+
+def _meet(one: Subscription, other: Subscription) -> bool:
+    return any(overlap(left, right) for left in one.patterns for right in other.patterns)
 
 
 def _make(  # noqa: PLR0913 - one argument for each option
@@ -271,10 +342,16 @@ def _make(  # noqa: PLR0913 - one argument for each option
         raise ConfigurationError(f"retry={shown(retry)} makes no sense; pass aperion.Retry(attempts=...)")
     if where is not None and not callable(where):
         raise ConfigurationError(f"where={shown(where)} cannot be called; pass a function of the event")
+    if where is not None and inspect.iscoroutinefunction(_innermost(where)):
+        raise ConfigurationError(
+            f"where={shown(where)} is async, and its answer would always count as yes; pass a plain function, "
+            "and let the handler decide what has to be awaited"
+        )
     if name is not None and (not isinstance(name, str) or not name.strip()):
         raise ConfigurationError(f"name={shown(name)} makes no sense; pass a non-empty string")
     return Subscription(
         name=name or handler_name(handler),
+        is_named=name is not None,
         patterns=patterns,
         handler=handler,
         kind=kind,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from aperion._telemetry import configured
 from aperion._telemetry.meters import OpenTelemetryMetrics
 from aperion._telemetry.sdk import Telemetry, configure
-from aperion._telemetry.spans import CONVENTIONS, Tracing
 from aperion._telemetry.traced import redacted_attribute, traced
 from aperion.context import CorrelationContext
+from aperion.observers.spans import CONVENTIONS, Tracing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

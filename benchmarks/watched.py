@@ -7,8 +7,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import aperion
-from aperion._telemetry.spans import Tracing
 from aperion.integrations.asgi import CorrelationMiddleware
+from aperion.observers.spans import Tracing
 from benchmarks.timing import calibrated, elapsed, steady_collector
 from benchmarks.wiring import SMALL, UnsupportedError
 

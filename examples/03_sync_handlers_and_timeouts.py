@@ -2,8 +2,8 @@
 
 Prints:
     resize: ok
-    call_slow_service: timed out
-    convert: timed out
+    call_slow_service: timed_out
+    convert: timed_out
     the event loop was free all the time: True
 """
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import orjson
 
 from aperion.audit.signing import SigningKey
-from aperion.delivery import positive
-from aperion.errors import ConfigurationError
+from aperion.errors import ConfigurationError, positive
 
 if TYPE_CHECKING:
     from aperion.audit.chain import Link

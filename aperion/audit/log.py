@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from aperion.audit.signing import SigningKey
     from aperion.audit.subjects import Subjects
-    from aperion.delivery import Outcome
     from aperion.events import Event
+    from aperion.outcomes import Outcome
 
 _SMALLEST: Final = 1 << 16
 _DEFAULT: Final = 4 << 20
@@ -101,6 +101,20 @@ class AuditLog(Reader):
         self._own = Recorder(self, self._setup, self._buffer, redactor if redactor is not None else Redactor())
         self._parts: Parts | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a log that records in a way of its own: a bus records through ``recorder()``, and would never ask it.
+
+        Raises:
+            ConfigurationError: naming the method.
+        """
+        super().__init_subclass__(**kwargs)
+        for name in ("accepted", "ended", "noted"):
+            if name in vars(cls):
+                raise ConfigurationError(
+                    f"{cls.__qualname__} overrides AuditLog.{name}(), which a bus does not call; write a sink of your "
+                    "own around a log (see aperion.AuditSink)"
+                )
+
     def __repr__(self) -> str:
         """Show the path."""
         return f"<AuditLog {str(self.path)!r}: {'open' if self._buffer.is_open else 'closed'}>"
@@ -111,12 +125,6 @@ class AuditLog(Reader):
         Several may be made for one log, each with its own redactor; none changes what another writes.
         """
         return Recorder(self, self._setup, self._buffer, self._own._redactor if self._has_own_redactor else redactor)
-
-    def use_redactor(self, redactor: Redactor) -> None:
-        """Redact with this one from now on, unless the log was made with one of its own."""
-        # Going away with the last bus that calls it: see recorder(), which changes nothing for others.
-        if not self._has_own_redactor:
-            self._own._redactor = redactor
 
     def wants(self, kind: str) -> bool:
         """Tell whether records of a kind are written."""

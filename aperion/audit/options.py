@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, TypeAlias
 
-from aperion.delivery import positive
-from aperion.errors import ConfigurationError
+from aperion.errors import ConfigurationError, positive
 
 Codec: TypeAlias = Literal["gzip", "zstd"]
 

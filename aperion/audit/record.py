@@ -17,8 +17,8 @@ from aperion.redaction import Redactor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from aperion.delivery import Outcome
     from aperion.events import Event
+    from aperion.outcomes import Outcome
 
 UNREDACTABLE: Final = "[REDACTED_ERROR]"
 """Stands for what the redactor raised at: a record without it is better than none, and than a secret."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aperion._logs import logger as _log
 from aperion.audit import record
-from aperion.audit.options import OnFailure
+from aperion.audit.options import OnFailure, Sync
 from aperion.audit.subjects import HidesAll, UntoldSubjectError
 from aperion.audit.writer import reason_of
 from aperion.errors import AuditUnavailable
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from aperion.audit.buffer import Buffer
-    from aperion.audit.options import Sync
     from aperion.audit.parts import AuditStats, Setup
     from aperion.audit.subjects import Subjects
-    from aperion.delivery import Outcome
     from aperion.events import Event
+    from aperion.outcomes import Outcome
     from aperion.redaction import Redactor
 
 _HIDING: Any = HidesAll()
@@ -179,9 +178,18 @@ class Recorder:
         """Do the same in another thread than the loop's; blocks."""
         self._buffer.room_for_thread()
 
+    @property
+    def waits_for_disk(self) -> bool:
+        """Whether an event is handled only once the disk has its record."""
+        return self.sync is Sync.DISK
+
     def stats(self) -> AuditStats:
         """Return the state of the log."""
         return self._log.stats()
+
+    def buffered_bytes(self) -> int:
+        """Return what waits to be written."""
+        return self._log.stats().buffered_bytes
 
     async def start(self) -> None:
         """Open the log.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from aperion.bus import EventBus
-    from aperion.delivery import Subscription
     from aperion.events import Payload
+    from aperion.subscriptions import Subscription
 
 SYSTEM_TYPES: Final = ("system.startup", "system.shutdown", "system.handler_error", "system.event_dropped")
 """What the bus itself emits."""

@@ -13,8 +13,8 @@ import typer
 from aperion.audit.options import EVENT_KINDS
 from aperion.audit.segments import GZIP, ZSTD, segments
 from aperion.cli.screen import DEBUG
-from aperion.delivery import OutcomeState
 from aperion.errors import ApplicationError
+from aperion.outcomes import OutcomeState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aperion._runtime.pulse import WATCHDOG
+from aperion.engine.pulse import WATCHDOG
 from aperion.errors import ApplicationError
 
 if TYPE_CHECKING:

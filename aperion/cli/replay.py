@@ -13,7 +13,7 @@ import anyio
 from aperion.cli.lines import Feed
 from aperion.cli.records import parse
 from aperion.cli.summary import Ending, summarise
-from aperion.cli.tally import Rejection, Tally
+from aperion.cli.tally import Rejection, Tally, is_of_the_bus
 from aperion.errors import (
     AperionError,
     AuditError,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aperion.cli.progress import Reporter
     from aperion.cli.records import Record
     from aperion.cli.summary import Summary
-    from aperion.delivery import Receipt
+    from aperion.receipts import Receipt
 
 _IN_FLIGHT = 1_000  # events of the file, and caused by them, that are unsettled: what bounds memory
 _INTERRUPTED = 128
@@ -173,7 +173,7 @@ class Replayer:
 
     def _listen(self, receipt: Receipt) -> None:
         self._tally.follow(receipt)
-        if receipt.event.hops and not receipt.system:  # what the file's events have caused
+        if receipt.event.hops and not is_of_the_bus(receipt.event):  # what the file's events have caused
             self._count_in_flight(receipt)
 
     def _count_in_flight(self, receipt: Receipt) -> None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aperion.delivery import OutcomeState
 from aperion.naming import is_valid_event_type
+from aperion.outcomes import OutcomeState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aperion.bus import EventBus
     from aperion.cli.tally import HandlerTally, Rejection, Tally
-    from aperion.delivery import DeadLetter
+    from aperion.outcomes import DeadLetter
 
 _OK, _SOME_FAILED, _SIGNALLED = 0, 1, 128
 

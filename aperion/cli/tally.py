@@ -6,12 +6,16 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from aperion.naming import RESERVED_DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aperion.delivery import Outcome, OutcomeState, Receipt
+    from aperion.events import Event
+    from aperion.outcomes import Outcome, OutcomeState
+    from aperion.receipts import Receipt
 
 SHOWN_REJECTIONS = 20
 
@@ -21,6 +25,11 @@ _DROPPED = "system.event_dropped"
 _LONGEST_NAME = 80
 _STEP = math.log(1.04)  # a percentile is off by 2 % at most
 _SHORTEST = 1e-6
+
+
+def is_of_the_bus(event: Event[Any]) -> bool:
+    """Tell whether the bus itself has emitted an event; nobody else may in that domain."""
+    return event.event_type.partition(".")[0] == RESERVED_DOMAIN
 
 
 class Durations:
@@ -116,7 +125,7 @@ class Tally:
     def follow(self, receipt: Receipt) -> None:
         """Count an event that the bus accepted, from the file or not, and its deliveries in the end."""
         event = receipt.event
-        if receipt.system:  # those of the bus itself tell, and are not counted
+        if is_of_the_bus(event):  # those of the bus itself tell, and are not counted
             self.filtered += event.event_type == _DROPPED and event.payload["policy"] == "processor"
             return
         known = event.event_type in self.types or len(self.types) < _TYPES
@@ -124,5 +133,5 @@ class Tally:
         receipt.on_settled(partial(self._settle, receipt))
 
     def _settle(self, receipt: Receipt) -> None:
-        for outcome in receipt.outcomes_now().values():
+        for outcome in (receipt.outcomes or {}).values():
             self.handlers.setdefault(outcome.subscription, HandlerTally()).add(outcome)

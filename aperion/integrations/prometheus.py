@@ -12,8 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakKeyDictionary
 
-from aperion.delivery import positive
-from aperion.errors import ConfigurationError, shown
+from aperion.errors import ConfigurationError, positive, shown
 from aperion.instruments import INSTRUMENTS
 from aperion.metrics import DEFAULT_BUCKETS
 

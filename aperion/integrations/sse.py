@@ -16,8 +16,7 @@ import anyio
 
 from aperion._logs import logger as _log
 from aperion.bus import BusState
-from aperion.delivery import positive
-from aperion.errors import BusNotRunningError, PatternError, StreamOverflowError
+from aperion.errors import BusNotRunningError, PatternError, StreamOverflowError, positive
 from aperion.events import model_for, to_json
 from aperion.patterns import check_pattern, matches
 from aperion.redaction import Redactor
@@ -25,11 +24,11 @@ from aperion.redaction import Redactor
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
-    from aperion._streams import EventStream
     from aperion.bus import EventBus
     from aperion.events import Event
     from aperion.integrations.asgi import Receive, Scope, Send
     from aperion.router import Wanted
+    from aperion.streams import EventStream
 
 __all__ = ["ServerSentEvents"]
 

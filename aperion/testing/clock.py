@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from aperion._runtime import deadlines, execution, runtime, workers
-from aperion._runtime.pulse import Pulse
+from aperion.engine import admission, deadlines, execution, lifecycle, workers
+from aperion.engine.pulse import Pulse
 from aperion.errors import ConfigurationError
 from aperion.testing.running import call_later, wait
 from aperion.testing.stacks import in_flight
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextvars import Context
 
-    from aperion._runtime import Runtime
     from aperion.bus import EventBus
+    from aperion.engine.lifecycle import Engine
 
 _GRACE = 0.1  # real seconds that threads get before time moves on without them
 _ROUNDS_OF_QUIET = 3  # passes of the loop in which nothing new comes up
 _MOST_ROUNDS = 100_000
 _HAIR = 1e-9  # so that a timer comes no earlier than it was asked for, whatever floats do
 _NEAR = 1e-6
-_CLOCKED = (deadlines, execution, runtime, workers)  # the modules that ask what time it is
+_CLOCKED = (admission, deadlines, execution, lifecycle, workers)  # the modules that ask what time it is
 _RUN_ONCE = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # of the loop's own
 
 
@@ -54,7 +54,7 @@ class VirtualClock:
     # Mutable: all of it, on the thread of the loop.
     def __init__(self, buses: tuple[EventBus, ...]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._runtimes: list[Runtime] = [bus._running("virtual_time") for bus in buses]
+        self._engines: list[Engine] = [bus._running("virtual_time") for bus in buses]
         self._now = self._began = max(self._loop.time(), time.monotonic())
         self._timers: list[tuple[float, int, _Timer]] = []
         self._order = count()
@@ -93,7 +93,7 @@ class VirtualClock:
         """
         began = self._now
         await self._rest()
-        while any(each.pending or each.system_pending for each in self._runtimes):
+        while any(each.ledger.pending or each.system_ledger.pending for each in self._engines):
             due = self._next()
             if due is None or due > began + within:
                 raise TimeoutError(self._why_not(within if due is not None else None))
@@ -102,7 +102,7 @@ class VirtualClock:
 
     def _why_not(self, within: float | None) -> str:
         why = "nothing on the clock is awaited" if within is None else f"{within:g} s of the clock have passed"
-        return f"{why}, and still in flight are:\n" + "\n".join(in_flight(each) for each in self._runtimes)
+        return f"{why}, and still in flight are:\n" + "\n".join(in_flight(each) for each in self._engines)
 
     def _next(self) -> float | None:
         while self._timers and self._timers[0][2].cancelled():
@@ -142,8 +142,8 @@ class VirtualClock:
 
     def _busy(self) -> set[object]:
         """Return what goes on outside of the loop, and was not waited for in vain."""
-        jobs: set[object] = {job for each in self._runtimes for job in each.execution.jobs.values()}
-        held: set[object] = {receipt for each in self._runtimes for receipt in each.held}
+        jobs: set[object] = {job for each in self._engines for job in each.threads.running}
+        held: set[object] = {flight for each in self._engines for flight in each.admission.held}
         return (jobs | held) - self._slow
 
     def _time(self) -> float:
@@ -178,8 +178,8 @@ class VirtualClock:
         vars(self._loop).update(own)
         for module in _CLOCKED:
             module.monotonic = self._monotonic  # type: ignore[attr-defined]  # what it has imported by this name
-        for each in self._runtimes:
-            each.workers.deadlines._fire()  # for the handlers that wait already: its timer is to be one of this clock
+        for each in self._engines:
+            each.deadlines.fire()  # for the handlers that wait already: its timer is to be one of this clock
 
     def _remove(self) -> None:
         for name in ("time", "call_later", "call_at", "call_soon"):

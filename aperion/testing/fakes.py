@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aperion.testing.recorder import Recorder, recording
-from aperion.testing.running import Wanted, meant
+from aperion.testing.running import Wanted, flight_behind, meant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aperion.bus import EventBus
-    from aperion.delivery import Receipt, Subscription
+    from aperion.receipts import Receipt
+    from aperion.subscriptions import Subscription
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def fake(bus: EventBus, *wanted: Wanted) -> Iterator[Recorder]:
 
     def skip(receipt: Receipt) -> None:
         if is_meant(receipt.event.event_type):
-            receipt.plan = tuple(_closed(each) for each in bus.resolve(receipt.event.event_type))
+            flight_behind(receipt).plan = tuple(_closed(each) for each in bus.resolve(receipt.event.event_type))
 
     stop = bus.listen(skip)
     try:

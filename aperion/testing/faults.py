@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aperion.context import current
+from aperion.context import current, handing
 from aperion.errors import ConfigurationError, InjectedError
 from aperion.events import own_copy
 from aperion.testing.running import Wanted, meant
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from aperion.bus import EventBus
-    from aperion.delivery import Delivery
+    from aperion.outcomes import Delivery
     from aperion.protocols import CallNext, Middleware
 
 SEED = "APERION_TEST_SEED"
@@ -98,7 +98,8 @@ def duplicated(bus: EventBus, *wanted: Wanted, rate: float = 1.0, seed: int | No
         again = replace(delivery, event=own_copy(delivery.event))
         await call_next(delivery)
         faults._note("second run", delivery)
-        current.set(again.event)
+        here = current.get()
+        current.set(handing(again.event, None if here is None else here.unit))
         try:
             return await call_next(again)
         except Exception as error:
@@ -174,20 +175,20 @@ def _begun(name: str, rate: float, seed: int | None) -> Faults:
 def _within(bus: EventBus, put: Callable[[tuple[Middleware, ...]], tuple[Middleware, ...]]) -> Iterator[None]:
     """Run the handlers of a bus through other middleware while the block lasts."""
     execution = bus._running("testing").execution
-    before = execution._middleware
+    before = execution.middleware
     added = set(put(before)) - set(before)
     _use(bus, put(before))
     try:
         yield
     finally:
-        _use(bus, tuple(each for each in execution._middleware if each not in added))
+        _use(bus, tuple(each for each in execution.middleware if each not in added))
 
 
 def _use(bus: EventBus, middleware: tuple[Middleware, ...]) -> None:
-    runtime = bus._runtime
-    if runtime is None:  # it has ended inside the block
+    engine = bus._engine
+    if engine is None:  # it has ended inside the block
         return
     with bus._lock:
-        runtime.execution._middleware = middleware
-        for subscription in bus._subscriptions.values():
-            subscription.run = runtime.execution.runner(subscription)
+        engine.execution.middleware = middleware
+        for subscription in bus._subscriptions:
+            engine.execution.prepare(subscription)

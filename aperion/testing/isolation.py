@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aperion.bus import EventBus
-from aperion.errors import ConfigurationError, shown
 from aperion.events import Event
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from typing import Unpack
 
-    from aperion._runtime.intake import EventDetails
     from aperion.events import Payload
+    from aperion.intake import EventDetails
     from aperion.router import M
 
 R = TypeVar("R")
@@ -86,18 +85,10 @@ async def call(
         Exception: what the handler raises.
     """
     async with EventBus(handler_timeout=timeout, tracing=False, watchdog=False, drain_timeout=1.0) as alone:
-        made = event if isinstance(event, Event) else alone._event(event, payload, _said(details))
-        if not isinstance(made, Event):  # pragma: no cover - this bus has no processor that drops events
-            raise ConfigurationError(f"{shown(event)} made no event")
+        made = event if isinstance(event, Event) else alone._intake.event(event, payload, details)
         subscription = alone.subscribe(handler, made.event_type)
-        receipt = await alone._running("call").run_here(made)
-    outcome = receipt.outcomes_now()[subscription.name]
+        flight = await alone._running("call").dispatch_slowly(made, None)
+    outcome = flight.outcomes()[subscription.name]
     if outcome.error is not None:
         raise outcome.error
     return outcome.attempts[-1].returned
-
-
-def _said(details: EventDetails) -> Any:
-    from aperion._runtime.intake import Details
-
-    return Details(**details) if details else None

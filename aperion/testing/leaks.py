@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from types import FrameType
 
-    from aperion.delivery import Subscription
+    from aperion.subscriptions import Subscription
 
-_POOLS = ("concurrent.futures.thread", "anyio._backends._asyncio", "aperion._threads")
+_POOLS = ("concurrent.futures.thread", "anyio._backends._asyncio", "aperion.engine.threads")
 _WAITING = ("threading", "queue")
 
 
@@ -147,7 +147,7 @@ def _is_of_runner(task: asyncio.Task[Any]) -> bool:
 
 
 def _is_there(router: Router, subscription: Subscription) -> bool:
-    return router._subscriptions.get(subscription.name) is subscription
+    return subscription in router._subscriptions
 
 
 def _is_machinery(frame: FrameType) -> bool:

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from aperion.bus import EventBus
-    from aperion.delivery import Filter, Outcomes, Receipt
     from aperion.events import Event
+    from aperion.outcomes import Outcomes
+    from aperion.receipts import Receipt
     from aperion.router import M
+    from aperion.subscriptions import Filter
 
 
 class Recorder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import anyio
 
@@ -14,7 +14,9 @@ from aperion.patterns import check_pattern, matches
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from aperion.engine.flight import Flight
     from aperion.events import Payload
+    from aperion.receipts import Receipt
 
 Wanted: TypeAlias = "str | type[Payload]"
 
@@ -38,6 +40,11 @@ def meant(wanted: tuple[Wanted, ...]) -> Callable[[str], bool]:
         return any(matches(pattern, event_type) for pattern in fitting)
 
     return is_meant
+
+
+def flight_behind(receipt: Receipt) -> Flight:
+    """Return what the engine moves of an event; users hold a receipt, and nothing of the engine."""
+    return cast("Flight", receipt._ticket)
 
 
 def call_later(loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[[], object]) -> asyncio.TimerHandle:

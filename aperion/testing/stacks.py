@@ -9,27 +9,31 @@ import textwrap
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any
 
-from aperion._runtime.backlog import Rerun
-from aperion._runtime.frames import is_ours, outwards, shown
-from aperion._threads import Job
+from aperion.engine.flight import Rerun
+from aperion.engine.frames import is_ours, outwards, shown
+from aperion.engine.threads import Job
+from aperion.subscriptions import HandlerKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from aperion._runtime import Runtime
-    from aperion._runtime.driver import Suspended
-    from aperion.delivery import Run
+    from aperion.engine.driver import Driver
+    from aperion.engine.flight import Unit
+    from aperion.engine.lifecycle import Engine
+    from aperion.subscriptions import Subscription
 
 
-def in_flight(runtime: Runtime) -> str:
+def in_flight(engine: Engine) -> str:
     """Tell of every event that has not settled: not started, waiting for a retry, or in which handler and where."""
-    told = [_of_run(runtime, run, rest) for run, rest in runtime.workers.suspended.items()]
+    told = [_of_unit(unit, driver) for unit, driver in engine.workers.running.items()]
+    told += [_waiting(unit) for unit in engine.workers.parked]
     told += [
-        f"{_named(rerun)} waits for attempt {rerun.attempt} in {rerun.subscription.name}" for rerun in runtime.retries
+        f"{_named(rerun)} waits for attempt {rerun.number} in {rerun.subscription.name}"
+        for rerun in (*engine.due, *engine.queue.reruns())
     ]
-    told += [f"{_named(receipt)} waits for the disk of the audit log" for receipt in runtime.held]
-    told += [f"{_named(receipt)} is not started" for receipt in runtime.backlog.unstarted()]
+    told += [f"{_named(flight)} waits for the disk of the audit log" for flight in engine.admission.held]
+    told += [f"{_named(flight)} is not started" for flight in engine.queue.unstarted()]
     return textwrap.indent("\n".join(told), "  ")
 
 
@@ -43,28 +47,38 @@ def shown_from(frame: FrameType) -> str:
     return shown(reversed(list(outwards(frame))))
 
 
-def _of_run(runtime: Runtime, run: Run, rest: Suspended) -> str:
-    job = runtime.execution.jobs.get(run)
-    stack = _of_job(job) if job is not None else of_coroutine(rest._coroutine)
+def _of_unit(unit: Unit, driver: Driver) -> str:
+    job = unit.job
+    stack = _of_job(job) if job is not None else of_coroutine(driver.coroutine)
+    if job is None and not stack and _kind_of(unit) is not HandlerKind.ASYNC:
+        return _waiting(unit)
     where = " in its thread" if job is not None else ""
-    return f"{_named(run)} is in {_handler_of(run)}{where}\n{textwrap.indent(stack, '  ')}".rstrip()
+    return f"{_named(unit)} is in {_handler_of(unit)}{where}\n{textwrap.indent(stack, '  ')}".rstrip()
 
 
-def _named(run: Run) -> str:
-    event = _receipt_of(run).event
-    return f"{event.event_type} {event.event_id}"
+def _named(unit: Unit) -> str:
+    return f"{unit.event.event_type} {unit.event.event_id}"
 
 
-def _receipt_of(run: Run) -> Any:
-    return run.receipt if isinstance(run, Rerun) else run
+def _waiting(unit: Unit) -> str:
+    what = "a process" if _kind_of(unit) is HandlerKind.PROCESS else "a thread"
+    return f"{_named(unit)} waits for {what} for {_handler_of(unit)}"
 
 
-def _handler_of(run: Run) -> str:
-    if isinstance(run, Rerun):
-        return run.subscription.name
-    receipt = _receipt_of(run)
-    left = receipt.plan[len(receipt.results) :]
-    return left[0].name if left else "no handler"
+def _subscription_of(unit: Unit) -> Subscription | None:
+    if isinstance(unit, Rerun):
+        return unit.subscription
+    return next(iter(unit.flight.plan[len(unit.flight.results) :]), None)
+
+
+def _handler_of(unit: Unit) -> str:
+    subscription = _subscription_of(unit)
+    return "no handler" if subscription is None else subscription.name
+
+
+def _kind_of(unit: Unit) -> HandlerKind:
+    subscription = _subscription_of(unit)
+    return HandlerKind.ASYNC if subscription is None else subscription.kind
 
 
 def _of_job(job: Job) -> str:

@@ -54,8 +54,8 @@ MODELS: dict[str, type[aperion.Payload]] = {"Small": Small, "Order": Order, "Per
 
 def _open(wiring: Wiring, audit: aperion.AuditLog | None) -> aperion.EventBus:
     bus = aperion.EventBus(audit=audit, redactor=aperion.Redactor(enabled=wiring.redact))
-    for handler in wiring.handlers:
-        bus.subscribe(handler, MODELS[wiring.load.model])
+    for number, handler in enumerate(wiring.handlers):
+        bus.subscribe(handler, MODELS[wiring.load.model], name=f"handler-{number}")
     for number in range(wiring.strangers):
         bus.subscribe(wiring.handlers[0], f"stranger{number}.*")
     return bus

@@ -37,7 +37,7 @@ from aperion.audit.options import NO_ROTATION
 from aperion.audit.recovery import recover
 from aperion.audit.ring import HEADER, Place, Ring, leftover, lock
 from aperion.audit.writer import Writer
-from aperion.delivery import Attempt, Outcome, OutcomeState
+from aperion.outcomes import Attempt, Outcome, OutcomeState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -269,11 +269,11 @@ async def test_the_log_redacts_with_the_redactor_of_the_bus_unless_it_has_its_ow
     shared, own = AuditLog(tmp_path / "shared.jsonl"), AuditLog(tmp_path / "own.jsonl", redactor=aperion.Redactor())
 
     for log in (shared, own):
-        log.use_redactor(badges)
+        recorder = log.recorder(badges)
         with anyio.fail_after(20):
-            await log.start()
-            log.accepted(event)
-            await log.aclose()
+            await recorder.start()
+            recorder.accepted(event)
+            await recorder.aclose()
 
     assert read(shared.path)[0]["payload"] == {"badge": "[REDACTED]"}
     assert read(own.path)[0]["payload"] == {"badge": "b-17"}

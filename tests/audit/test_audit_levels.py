@@ -769,3 +769,20 @@ async def test_a_forked_child_is_refused_at_every_level_and_harms_nothing(
     assert os.waitstatus_to_exitcode(status) == 0
     assert ids(path) == [first.event_id, second.event_id]
     assert verify(path).problems == ()
+
+
+async def test_an_emit_that_could_wait_is_refused_in_a_forked_child_too(path: Path, disk: Disk) -> None:
+    log = AuditLog(path)
+    async with open_bus(disk, log) as bus:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                try:
+                    await bus.emit("order.placed", {})
+                except aperion.AuditUnavailable as error:
+                    code = 0 if "forked" in str(error) else 2
+            os._exit(code)
+        _, status = await anyio.to_thread.run_sync(os.waitpid, child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0

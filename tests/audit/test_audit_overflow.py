@@ -24,7 +24,7 @@ from faulty_disk import Disk
 import aperion
 from aperion.audit import AuditLog, Rotation, Subjects, verify
 from aperion.audit.spill import SPILL_BYTES
-from aperion.delivery import Attempt, Outcome, OutcomeState
+from aperion.outcomes import Attempt, Outcome, OutcomeState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -12,7 +12,7 @@ import pytest
 import aperion
 from aperion import EventBus, Redactor
 from aperion.audit import AuditLog, Subjects, verify
-from aperion.delivery import Attempt, Outcome, OutcomeState
+from aperion.outcomes import Attempt, Outcome, OutcomeState
 from aperion.redaction import Mode, RedactionKey
 
 pytestmark = pytest.mark.anyio
@@ -172,3 +172,9 @@ async def test_a_bus_that_is_merely_made_with_the_log_of_another_changes_nothing
             await bus.emit("audit_user.seen", SECRET)
 
     assert [record["payload"] for record in of(path, "accepted")] == [{**SECRET, "badge": HIDDEN}]
+
+
+@pytest.mark.parametrize("name", ["accepted", "ended", "noted"])
+def test_a_log_that_records_in_a_way_of_its_own_is_refused_when_it_is_declared(name: str) -> None:
+    with pytest.raises(aperion.ConfigurationError, match=f"overrides AuditLog.{name}"):
+        type("OwnLog", (AuditLog,), {name: lambda *_: None})

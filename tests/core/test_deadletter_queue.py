@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from aperion._frozen import FrozenDict
 from aperion.deadletters import DeadLetterQueue, MemoryStore
-from aperion.delivery import DeadLetter, FailureReason
 from aperion.events import Event, make_event
+from aperion.outcomes import DeadLetter, FailureReason
 from aperion.patterns import matches
 from aperion.redaction import Redactor
 

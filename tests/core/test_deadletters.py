@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aperion.deadletters import DeadLetterQueue, MemoryStore, letter_from
-from aperion.delivery import DeadLetter, FailureReason, HandlerKind, Subscription
 from aperion.errors import ConfigurationError, DeadLetterNotFoundError, PatternError, SerializationError
 from aperion.events import Event, Payload
+from aperion.outcomes import DeadLetter, FailureReason
 from aperion.protocols import DeadLetterStore
 from aperion.redaction import Redactor, Sensitive
+from aperion.subscriptions import HandlerKind, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -448,11 +449,14 @@ def test_a_letter_gets_an_id_and_the_time_by_itself() -> None:
 def test_a_letter_of_a_later_failure_remembers_the_first() -> None:
     """DLQ-a/b: a redrive that failed does not make the letter young again."""
     event = Event("order.placed", {})
+    first = letter_from(event, NAME, FailureReason.HANDLER_ERROR, failure(), 1, Redactor())
+    before = dataclasses.replace(first, first_failed_at=5.0, failed_at=6.0)
 
-    made = letter_from(event, NAME, FailureReason.HANDLER_ERROR, failure(), 2, Redactor(), first_failed_at=5.0)
+    made = letter_from(event, NAME, FailureReason.HANDLER_ERROR, failure(), 2, Redactor(), before=before)
 
+    assert made.letter_id == before.letter_id
     assert made.first_failed_at == 5.0
-    assert made.failed_at > 5.0
+    assert made.failed_at > 6.0
 
 
 def test_a_letter_tells_where_the_error_arose_without_its_secrets() -> None:

@@ -53,9 +53,9 @@ async def test_a_failing_handler_hurts_neither_the_others_nor_the_emitter(
         raise error
 
     async with EventBus() as bus:
-        bus.subscribe(lambda e: ran.append("before"), "chat.sent", 200)
+        bus.subscribe(lambda e: ran.append("before"), "chat.sent", 200, name="before")
         bus.subscribe(fails_async if kind == "async" else fails_sync, "chat.sent", name="fails")
-        bus.subscribe(lambda e: ran.append("after"), "chat.sent", 1)
+        bus.subscribe(lambda e: ran.append("after"), "chat.sent", 1, name="after")
         with anyio.fail_after(5):
             if way == "emit":
                 outcomes = await (await bus.emit("chat.sent", {})).settled()
@@ -79,8 +79,8 @@ async def test_a_failure_is_an_event_an_outcome_and_a_dead_letter() -> None:
     errors: list[Event] = []
     everything: list[str] = []
     async with EventBus() as bus:
-        bus.subscribe(lambda e: errors.append(e), "system.handler_error")
-        bus.subscribe(lambda e: everything.append(e.event_type), "*")
+        bus.subscribe(lambda e: errors.append(e), "system.handler_error", name="errors")
+        bus.subscribe(lambda e: everything.append(e.event_type), "*", name="everything")
 
         @bus.on("chat.sent", name="fails")
         async def fails(event: Event) -> None:
@@ -183,8 +183,8 @@ async def test_the_default_timeout_is_30_seconds_and_one_of_the_subscription_win
     """TMO-2: 30 s unless said otherwise."""
     bus = EventBus()
     assert bus.handler_timeout == 30.0
-    assert bus.subscribe(lambda e: None, "chat.sent").timeout == 30.0
-    assert bus.subscribe(lambda e: None, "chat.sent", timeout=2).timeout == 2
+    assert bus.subscribe(lambda e: None, "chat.sent", name="the default").timeout == 30.0
+    assert bus.subscribe(lambda e: None, "chat.sent", timeout=2, name="its own").timeout == 2
     assert EventBus(handler_timeout=None).handler_timeout == float("inf")
 
 
@@ -510,12 +510,13 @@ async def test_names_tell_methods_of_different_classes_apart() -> None:
         async def handle(self, event: Event) -> None: ...
 
     bus = EventBus()
-    names = [bus.subscribe(x.handle, "chat.sent").name for x in (A1(), B1(), A1())]
+    names = [bus.subscribe(x.handle, "chat.sent").name for x in (A1(), B1())]
 
-    assert len(set(names)) == 3
     assert names[0].endswith("A1.handle")
     assert names[1].endswith("B1.handle")
-    assert names[2] == f"{names[0]}#2"
+    with pytest.raises(aperion.ConfigurationError, match=r"A1\.handle' is taken .* pass another name="):
+        bus.subscribe(A1().handle, "chat.sent")
+    assert bus.subscribe(A1().handle, "chat.sent", name="a second").name == "a second"
 
 
 async def _generator(event: Event) -> Any:  # noqa: ANN401
@@ -766,6 +767,52 @@ async def test_a_retry_that_is_ready_when_the_drain_begins_has_failed_for_good(e
     }
 
 
+async def test_a_retry_that_was_given_a_thread_when_the_drain_begins_is_made() -> None:
+    """It began before the drain did, waited for a thread, and waits for its worker: it runs, once, and settles."""
+    freed, begun, gate = threading.Event(), anyio.Event(), anyio.Event()
+    calls = 0
+    async with EventBus(max_concurrent_events=1, max_concurrent_handlers=1) as bus:
+
+        @bus.on("chat.sent", retry=Retry(attempts=5, wait_initial=0.05, jitter=0))
+        def fails(event: Event) -> None:
+            nonlocal calls
+            calls += 1
+            raise ValueError("each time")
+
+        @bus.on("chat.read")
+        def has_the_thread(event: Event) -> None:
+            freed.wait(20)
+
+        @bus.on("chat.left")
+        async def has_the_worker(event: Event) -> None:
+            begun.set()
+            await gate.wait()
+
+        with anyio.fail_after(10):
+            receipt = await bus.emit("chat.sent", {})
+            while not bus.stats().retries:
+                await anyio.sleep(0)
+            async with anyio.create_task_group() as group:
+                group.start_soon(bus.dispatch, "chat.read", {})
+                while not bus._engine.workers.parked:  # type: ignore[union-attr]
+                    await anyio.sleep(0.001)
+                await bus.emit("chat.left", {})
+                await begun.wait()
+                freed.set()
+                while bus._engine.workers.parked:  # type: ignore[union-attr]
+                    await anyio.sleep(0.001)
+                group.start_soon(bus.drain, 5)
+                await anyio.sleep(0)
+                gate.set()
+        outcomes = await receipt.settled()
+        stats = bus.stats()
+
+    assert calls == 2
+    assert [attempt.number for attempt in outcomes[fails.__module__ + "." + fails.__qualname__].attempts] == [1, 2]
+    assert [letter.attempts for letter in bus.dead_letters.list()] == [2]
+    assert (stats.failures, stats.pending, stats.threads_busy) == (1, 0, 0)
+
+
 async def test_a_handler_that_fails_while_the_bus_drains_is_not_retried() -> None:
     """It was in flight when the drain began; waiting for its retry would hold the drain up."""
     gate = anyio.Event()
@@ -912,8 +959,8 @@ async def test_a_redrive_is_refused_where_it_could_do_harm() -> None:
             await bus.redrive(bus.dead_letters.list()[0].letter_id)
 
 
-async def test_every_reason_is_really_produced() -> None:
-    """DLQ-7 DLQ-f..k: an error, a timeout, all handlers, validation, serialisation, threads, the drain."""
+async def test_every_reason_is_really_produced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DLQ-7 DLQ-f..k: an error, a timeout, all handlers, validation, serialisation, threads, the drain, the engine."""
 
     class Strict(aperion.Payload, type="strict.event"):
         n: int
@@ -935,6 +982,12 @@ async def test_every_reason_is_really_produced() -> None:
         async def late(event: Event) -> None:
             await anyio.sleep(60)
 
+        @bus.on("fault.one")
+        async def never_runs(event: Event) -> None: ...
+
+        with monkeypatch.context() as patch:
+            patch.setattr("aperion.engine.execution.monotonic", lambda: 1 / 0)
+            await bus.dispatch("fault.one", {})
         await bus.dispatch("error.one", {})
         await bus.dispatch("stuck.one", {})
         await bus.dispatch("stuck.one", {})
@@ -986,3 +1039,75 @@ async def test_raise_for_failures_names_who_failed() -> None:
         outcomes.raise_for_failures()
     assert isinstance(caught.value.errors["fails"], ValueError)
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+async def test_a_later_handler_of_an_event_waits_for_a_thread_without_holding_up_others() -> None:
+    """Its first handler has run in a thread that somebody else has now; the only worker goes on with another event."""
+    first, other, begun, order = threading.Event(), threading.Event(), threading.Event(), list[str]()
+    async with EventBus(max_concurrent_events=1, max_concurrent_handlers=1) as bus:
+
+        @bus.on("chat.sent", priority=2, name="first")
+        def runs_first(event: Event) -> None:
+            begun.set()
+            first.wait(20)
+            order.append("first")
+
+        @bus.on("chat.sent", priority=1, name="second")
+        def runs_second(event: Event) -> None:
+            order.append("second")
+
+        @bus.on("chat.read")
+        def has_the_thread(event: Event) -> None:
+            order.append("other")
+            other.wait(20)
+
+        @bus.on("chat.left")
+        async def needs_no_thread(event: Event) -> None:
+            await anyio.sleep(0)
+            order.append("async")
+
+        with anyio.fail_after(10):
+            receipt = await bus.emit("chat.sent", {})
+            while not begun.is_set():
+                await anyio.sleep(0.001)
+            async with anyio.create_task_group() as group:
+                group.start_soon(bus.dispatch, "chat.read", {})
+                await anyio.sleep(0)
+                first.set()
+                while "other" not in order:
+                    await anyio.sleep(0.001)
+                await (await bus.emit("chat.left", {})).settled()
+                other.set()
+            outcomes = await receipt.settled()
+        assert bus._engine.workers.places == 1  # type: ignore[union-attr]
+
+    assert order == ["first", "other", "async", "second"]
+    assert {name: outcome.state for name, outcome in outcomes.items()} == dict.fromkeys(
+        ("first", "second"), OutcomeState.OK
+    )
+
+
+async def test_a_handler_in_a_thread_lends_the_place_of_its_own_bus_while_it_waits_for_another_bus() -> None:
+    """The other bus may need this one to go on: its only worker, and its only thread."""
+    async with (
+        EventBus(max_concurrent_events=1, max_concurrent_handlers=1, handler_timeout=10) as here,
+        EventBus(max_concurrent_events=1, max_concurrent_handlers=1, handler_timeout=10) as there,
+    ):
+
+        @here.on("shop.opened")
+        def asks(event: Event) -> None:
+            there.emit_from_thread("stock.asked", {}).settled_from_thread(8).raise_for_failures()
+
+        @there.on("stock.asked")
+        async def asks_back(event: Event) -> None:
+            receipt = await here.emit("shelf.counted", {})
+            (await receipt.settled()).raise_for_failures()
+
+        @here.on("shelf.counted")
+        def counts(event: Event) -> None: ...
+
+        for _ in range(3):
+            receipt = await here.emit("shop.opened", {})
+            with anyio.fail_after(10):
+                (await receipt.settled()).raise_for_failures()
+        assert (here._engine.workers.places, there._engine.workers.places) == (1, 1)  # type: ignore[union-attr]

@@ -11,10 +11,11 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from aperion.delivery import Delivery, HandlerKind, Subscription
 from aperion.errors import ConfigurationError
 from aperion.events import Event
 from aperion.middleware import compose, log_slow
+from aperion.outcomes import Delivery
+from aperion.subscriptions import HandlerKind, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping

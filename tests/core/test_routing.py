@@ -216,14 +216,14 @@ async def test_order_holds_when_one_in_the_middle_fails() -> None:
     """PRI-3: 300 goes well, 200 raises, 100 goes well."""
     ran: list[int] = []
     async with EventBus() as bus:
-        bus.subscribe(lambda e: ran.append(300), "chat.sent", 300)
+        bus.subscribe(lambda e: ran.append(300), "chat.sent", 300, name="before")
 
         @bus.on("chat.sent", priority=200)
         async def fails(event: Event) -> None:
             ran.append(200)
             raise ValueError
 
-        bus.subscribe(lambda e: ran.append(100), "chat.sent")
+        bus.subscribe(lambda e: ran.append(100), "chat.sent", name="after")
         outcomes = await bus.dispatch("chat.sent", {})
 
     assert ran == [300, 200, 100]
@@ -234,10 +234,10 @@ async def test_the_default_priority_is_100_and_equal_ones_keep_their_order() -> 
     """PRI-4: in order of registration, across routers too."""
     ran: list[str] = []
     async with EventBus() as bus:
-        bus.subscribe(lambda e: ran.append("below"), "chat.sent", 99)
+        bus.subscribe(lambda e: ran.append("below"), "chat.sent", 99, name="below")
         for name in "abcde":
-            bus.subscribe(lambda e, name=name: ran.append(name), "chat.sent")
-        bus.subscribe(lambda e: ran.append("above"), "chat.sent", 101)
+            bus.subscribe(lambda e, name=name: ran.append(name), "chat.sent", name=name)
+        bus.subscribe(lambda e: ran.append("above"), "chat.sent", 101, name="above")
         await bus.dispatch("chat.sent", {})
 
     assert ran == ["above", "a", "b", "c", "d", "e", "below"]

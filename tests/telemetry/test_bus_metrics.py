@@ -46,7 +46,7 @@ async def test_the_bus_feeds_counts_and_durations() -> None:
 
     assert metrics.counter("aperion_events_emitted_total", event_type="chat.sent") == 2
     assert metrics.counter("aperion_events_rejected_total") == 1
-    for name, outcome in (("sleeps", "ok"), ("fails", "failed"), ("hangs", "timed out")):
+    for name, outcome in (("sleeps", "ok"), ("fails", "failed"), ("hangs", "timed_out")):
         assert metrics.counter("aperion_deliveries_total", subscription=name, outcome=outcome) == 2, name
     durations = metrics.histogram("aperion_handler_duration_seconds", subscription="sleeps")
     assert durations.count == 2
@@ -77,8 +77,8 @@ async def test_a_broken_back_end_never_hurts_an_event() -> None:
     """MET-j/k: handlers run, the bus counts how often it failed."""
     ran: list[str] = []
     async with EventBus(metrics=Broken()) as bus:
-        bus.subscribe(lambda e: ran.append("a"), "chat.sent")
-        bus.subscribe(lambda e: ran.append("b"), "chat.sent")
+        bus.subscribe(lambda e: ran.append("a"), "chat.sent", name="a")
+        bus.subscribe(lambda e: ran.append("b"), "chat.sent", name="b")
         assert (await bus.dispatch("chat.sent", {})).ok
 
         assert bus.stats().metrics_errors > 0

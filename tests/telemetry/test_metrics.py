@@ -20,7 +20,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from aperion.delivery import FailureReason, OutcomeState
 from aperion.errors import ConfigurationError
 from aperion.instruments import ABANDONED, AUDIT_LAG, BUSY, IN_FLIGHT, QUEUED
 from aperion.metrics import (
@@ -32,6 +31,7 @@ from aperion.metrics import (
     NoopMetrics,
     elapsed,
 )
+from aperion.outcomes import FailureReason, OutcomeState
 from aperion.protocols import MetricsBackend
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def test_attempts_are_counted_by_handler_and_by_how_they_ended(bus: BusMetrics, 
     assert memory.counter(name, subscription="app.greet") == 4
     assert memory.counter(name, subscription="app.greet", outcome="ok") == 2
     assert memory.counter(name, subscription="app.greet", outcome="failed") == 1
-    assert memory.counter(name, subscription="app.greet", outcome="timed out") == 1
+    assert memory.counter(name, subscription="app.greet", outcome="timed_out") == 1
 
 
 def test_handlers_of_the_same_function_name_are_told_apart(bus: BusMetrics, memory: InMemoryMetrics) -> None:

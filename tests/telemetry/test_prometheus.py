@@ -92,7 +92,7 @@ async def test_what_happens_on_a_bus_is_on_the_page() -> None:
     deliveries = {
         (dict(key)["subscription"], dict(key)["outcome"]): n for key, n in found["aperion_deliveries_total"].items()
     }
-    assert deliveries == {("fails", "failed"): 2, ("counts", "ok"): 1, ("waits", "timed out"): 1}
+    assert deliveries == {("fails", "failed"): 2, ("counts", "ok"): 1, ("waits", "timed_out"): 1}
     counts = {
         (dict(key)["subscription"], dict(key)["outcome"]): n
         for key, n in found["aperion_handler_duration_seconds_count"].items()

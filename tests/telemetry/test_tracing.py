@@ -257,7 +257,7 @@ async def test_a_timeout_is_told_as_one(spans: Spans, kind: str) -> None:
         gate.set()
 
     span = spans.one("process order.placed")
-    assert span.attributes["aperion.outcome"] == "timed out"
+    assert span.attributes["aperion.outcome"] == "timed_out"
     assert span.attributes["error.type"] == "aperion.errors.HandlerTimeoutError"
     assert [name for name, _ in events_of(span)] == ["exception", "aperion.dead_letter"]
 

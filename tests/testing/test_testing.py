@@ -12,8 +12,8 @@ import pytest
 
 import aperion
 from aperion import Event, EventBus
-from aperion.delivery import OutcomeState
 from aperion.errors import HandlerTimeoutError
+from aperion.outcomes import OutcomeState
 from aperion.testing import Recorder, call, fake, recording, virtual_time
 from aperion.testing.running import meant
 from aperion.testing.stacks import in_flight
@@ -182,7 +182,7 @@ async def test_settle_shows_where_a_handler_waits() -> None:
     assert f"slow.event {event_id} is in sleepyhead\n" in told
     places = [told.index(text) for text in ("in slow\n", "in read_all\n", "in pages\n", "the line that is looked for")]
     assert places == sorted(places)
-    assert "aperion/_runtime" not in told
+    assert "aperion/engine" not in told
 
 
 async def test_settle_shows_where_the_threads_of_sync_handlers_are() -> None:
@@ -275,6 +275,42 @@ async def test_what_waits_for_the_disk_is_told_too(tmp_path: Path) -> None:
         assert (
             in_flight(bus._running("test")) == f"  order.placed {receipt.event_id} waits for the disk of the audit log"
         )
+
+
+async def test_what_waits_for_a_thread_is_told_too() -> None:
+    """On its own, and within a handler or a task that dispatches."""
+    begun, go = threading.Event(), threading.Event()
+    async with EventBus(max_concurrent_handlers=1) as bus, anyio.create_task_group() as tasks:
+
+        @bus.on("slow.one", name="slow")
+        def slow(event: Event) -> None:
+            begun.set()
+            go.wait(5)
+
+        @bus.on("quick.one", name="quick")
+        def quick(event: Event) -> None: ...
+
+        @bus.on("outer.one", name="outer")
+        async def outer(event: Event) -> None:
+            await bus.dispatch("quick.one", {"n": 2})
+
+        with recording(bus) as recorded:
+            await bus.emit("slow.one", {})
+            assert await anyio.to_thread.run_sync(begun.wait, 5)
+            await bus.emit("quick.one", {"n": 1})
+            await bus.emit("outer.one", {})
+            tasks.start_soon(bus.dispatch, "quick.one", {"n": 3})
+            await anyio.wait_all_tasks_blocked()
+            told = in_flight(bus._running("test"))
+            go.set()
+            await bus.wait_settled()
+
+    quick_ones = [event for event in recorded.events if event.event_type == "quick.one"]
+    assert len(quick_ones) == 3
+    for event in quick_ones:
+        assert f"quick.one {event.event_id} waits for a thread for quick" in told
+    assert "is in slow in its thread" in told
+    assert "is in outer\n" in told
 
 
 async def test_recording_needs_a_running_bus() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import aperion
 from aperion import Event, EventBus
-from aperion.delivery import OutcomeState
+from aperion.outcomes import OutcomeState
 from aperion.testing import recording, virtual_time
 from aperion.testing.running import wait
 

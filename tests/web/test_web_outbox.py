@@ -6,6 +6,7 @@
 import json
 import logging
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -41,16 +42,20 @@ def shop(bus: EventBus) -> FastAPI:
     return app
 
 
-class RefusingLog(AuditLog):
+class RefusingLog:
     """An audit log that can be told to refuse."""
 
-    refuses = False
+    def __init__(self, path: Path) -> None:
+        self._log = AuditLog(path)
+        self.refuses = False
+        self.start, self.aclose = self._log.start, self._log.aclose
+        self.ended, self.noted = self._log.ended, self._log.noted
 
     def accepted(self, event: Event[Any]) -> None:
         """Record an event, or not."""
         if self.refuses:
-            raise AuditUnavailable(self.path, "no space left on device")
-        super().accepted(event)
+            raise AuditUnavailable(self._log.path, "no space left on device")
+        self._log.accepted(event)
 
 
 def test_events_go_out_when_the_request_ends_well() -> None:

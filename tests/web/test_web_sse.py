@@ -140,13 +140,16 @@ async def test_a_browser_gets_the_chosen_events() -> None:
 @pytest.mark.anyio
 async def test_what_is_sent_is_redacted() -> None:
     """By the redactor of the bus: keys, fields and values, of models and mappings, in ids and sources too."""
-    async with EventBus() as bus:
+    forged = "dave@example.com\n\nevent: forged"  # no emitter may give such an id, but a processor might
+
+    def forge(event: Event) -> Event:
+        return event.replace(event_id=forged) if event.event_type == "user.left" else event
+
+    async with EventBus(processors=[forge]) as bus:
         async with watching(ServerSentEvents(bus, "*")) as browser:
             await bus.emit(CardPaid(amount=7, holder="Alice Example"))
             await bus.emit("user.added", {"password": "hunter2", "note": "write to bob@example.com"})
-            await bus.emit(
-                "user.left", {"n": 1}, source="carol@example.com", event_id="dave@example.com\n\nevent: forged"
-            )
+            await bus.emit("user.left", {"n": 1}, source="carol@example.com")
             await browser.until("user.left")
 
     text = browser.body.decode()

@@ -1,0 +1,341 @@
+"""Runs handlers: one event through its plan, and one delivery once more."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from aperion.context import Scope, be_here, handing, here_now
+from aperion.engine.driver import interrupted
+from aperion.engine.flight import Flight, Halt, Park
+from aperion.engine.slots import Slots
+from aperion.engine.threads import Job
+from aperion.errors import HandlerTimeoutError, NotDeliveredError
+from aperion.events import own_copy
+from aperion.middleware import compose
+from aperion.outcomes import Attempt, Delivery, Outcome, OutcomeState
+from aperion.subscriptions import HandlerKind
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from aperion.engine.facts import Facts
+    from aperion.engine.flight import Rerun, Unit
+    from aperion.engine.settlement import Settlement
+    from aperion.engine.threads import WorkerThreads
+    from aperion.engine.workers import Workers
+    from aperion.events import Event
+    from aperion.protocols import CallNext, Middleware
+    from aperion.subscriptions import Subscription
+
+
+class _Skipped(Exception):  # noqa: N818 - never leaves this module
+    """The subscription is closed, or its filter says no."""
+
+
+class Execution:
+    """How the handlers of one bus are run. It owns no task: workers and ``dispatch`` step its coroutines."""
+
+    # Mutable: the workers, which are made after it; the middleware, by tools for tests.
+    __slots__ = ("_facts", "_processes", "_settlement", "_threads", "middleware", "workers")
+
+    workers: Workers
+
+    def __init__(
+        self,
+        settlement: Settlement,
+        threads: WorkerThreads,
+        middleware: Sequence[Middleware],
+        facts: Facts,
+    ) -> None:
+        self._settlement = settlement
+        self._facts = facts
+        self._threads = threads
+        self._processes = Slots(os.cpu_count() or 1)
+        self.middleware = tuple(middleware)
+
+    def prepare(self, subscription: Subscription) -> None:
+        """Decide once for a subscription what goes around its handler."""
+        inner = _INNER[subscription.kind]
+        wrapped = self.middleware or subscription.kind is not HandlerKind.ASYNC
+        subscription.runs_through(functools.partial(inner, self) if wrapped else None)
+
+    async def deliver(self, flight: Flight) -> None:
+        """Run every handler of an event in order; returns when each has an outcome or waits for a retry.
+
+        What a handler raises becomes its outcome, whatever it is. Only a cancellation of the task that dispatches
+        comes out of here, and the closing of the coroutine.
+        """
+        event, facts = flight.event, self._facts
+        results = flight.results = []
+        ended, left, careful = facts.ended, facts.left, event._opaque or facts.started is not None
+        be_here(flight)
+        flight.started = monotonic()
+        for subscription in flight.plan:
+            flight.limit = subscription.timeout
+            direct = subscription.direct
+            try:
+                if direct is None or careful:
+                    returned = await self._handle(flight, subscription, 1)
+                else:
+                    returned = await direct(event)
+                if flight.disturbed and (flight.halt is not None or interrupted(flight)):
+                    raise _cancelled(flight)  # noqa: TRY301 - the handler has kept that to itself
+            except BaseException as error:  # noqa: BLE001 - SystemExit, CancelledError and groups are failures too
+                end = self._judged(flight, len(results), subscription, 1, error)
+                if end is not None:
+                    if left is not None:
+                        left(event, subscription, 1)
+                    self._settlement.give_up(
+                        flight, f"the handlers of {event.event_type} were cancelled before this one ran"
+                    )
+                    if flight.halt is Halt.STOPPED:
+                        return
+                    raise end from None
+                flight.started = monotonic()
+            else:
+                now = monotonic()
+                seconds = now - flight.started
+                flight.started = now
+                results.append(seconds if returned is None else _returned(subscription, seconds, returned))
+                if ended is not None:
+                    ended(event, subscription, Attempt(1, OutcomeState.OK, seconds, None, returned))
+            if left is not None:
+                left(event, subscription, 1)
+            if here_now() is not flight:  # the handler has changed it, or had a copy of the event
+                be_here(flight)
+        flight.passed = True
+        if not flight.retrying:
+            self._settlement.settle(flight)
+
+    async def redeliver(self, rerun: Rerun) -> None:
+        """Run one handler of an event once more."""
+        subscription, number, facts = rerun.subscription, rerun.number, self._facts
+        be_here(rerun)
+        rerun.limit = subscription.timeout
+        rerun.started = monotonic()
+        end: BaseException | None = None
+        try:
+            if not subscription.open:
+                raise NotDeliveredError(f"{subscription.name} was paused or unsubscribed before it")  # noqa: TRY301
+            returned = await self._handle(rerun, subscription, number)
+            if rerun.disturbed and (rerun.halt is not None or interrupted(rerun)):
+                raise _cancelled(rerun)  # noqa: TRY301
+        except BaseException as error:  # noqa: BLE001
+            end = self._judged(rerun, rerun.index, subscription, number, error)
+        else:
+            attempt = Attempt(number, OutcomeState.OK, monotonic() - rerun.started, None, returned)
+            self._settlement.went_well(rerun, attempt)
+        if facts.left is not None:
+            facts.left(rerun.event, subscription, number)
+        rerun.passed = True
+        self._settlement.rerun_ended(rerun)
+        if end is not None and rerun.halt is not Halt.STOPPED:
+            raise end
+
+    # One attempt
+
+    async def _handle(self, unit: Unit, subscription: Subscription, number: int) -> Any:
+        """Run a handler about which something has to be done before."""
+        if not subscription.open:
+            raise _Skipped
+        event = unit.event
+        if number == 1 and subscription.where is not None and not _says_yes(subscription, event):
+            raise _Skipped
+        handed = own_copy(event)
+        if handed is not event:
+            be_here(handing(handed, unit))
+        if subscription.kind is not HandlerKind.ASYNC:
+            await self._slot(unit, subscription, between=True)
+        try:
+            if self._facts.started is not None:
+                self._facts.started(event, subscription, number)
+            unit.started = monotonic()
+            if subscription.run is None:
+                return await subscription.handler(handed)
+            handler: CallNext = functools.partial(subscription.run, unit)
+            if self.middleware:
+                handler = compose(self.middleware, handler)
+            return await handler(Delivery(handed, subscription, number))
+        finally:
+            _give_back(unit)  # if it was not used, by a middleware that does not go on for example
+
+    async def _slot(self, unit: Unit, subscription: Subscription, *, between: bool) -> None:
+        """Wait for a thread or a process, which is not the handler's time, and holds up nobody.
+
+        Only ``between`` handlers may another task go on with the unit: what a middleware has opened is tied to its own.
+
+        Raises:
+            ThreadsExhaustedError: when every thread is stuck.
+        """
+        is_thread = subscription.kind is HandlerKind.THREAD
+        slots = self._threads.slots if is_thread else self._processes
+        if slots.take():
+            unit.slot = slots
+            return
+        if is_thread and self._threads.are_exhausted:
+            raise self._threads.exhausted()
+        limit, unit.limit, unit.started = unit.limit, float("inf"), monotonic()
+        turn = _Turn(self.workers, unit, slots, parks=between and unit.placed and unit.within is None)
+        slots.wait(turn)
+        try:
+            await turn.wait()
+            if not subscription.open:
+                raise _Skipped  # noqa: TRY301 - the slot is given back in one place
+        except BaseException:
+            slots.leave(turn)
+            _give_back(unit)
+            raise
+        unit.limit = limit
+
+    async def _in_task(self, _unit: Unit, delivery: Delivery) -> Any:
+        return await delivery.subscription.handler(delivery.event)
+
+    async def _in_thread(self, unit: Unit, delivery: Delivery) -> Any:
+        subscription = delivery.subscription
+        if unit.slot is None:  # a middleware runs the handler twice
+            await self._slot(unit, subscription, between=False)
+        unit.slot = None  # the thread gives it back when it has ended
+
+        def call() -> Any:
+            if not subscription.open:  # in the thread: nobody has waited for it since
+                raise _Skipped
+            return subscription.handler(delivery.event)
+
+        job = unit.job = Job(subscription.name, (delivery.event.event_id, subscription.name), call)
+        unit.started = monotonic()
+        result = await self._threads.run(job)
+        unit.job = None
+        # A plain function may return an awaitable (a lambda around an async function, a wrapper).
+        return await result if inspect.isawaitable(result) else result
+
+    async def _in_process(self, unit: Unit, delivery: Delivery) -> Any:
+        import anyio.to_process  # loads the machinery of subprocesses, which few need
+
+        if unit.slot is None:
+            await self._slot(unit, delivery.subscription, between=False)
+        unit.started = monotonic()
+        handler = delivery.subscription.handler
+        one = anyio.CapacityLimiter(1)  # the slot says how many there are; it is given back when this has ended
+        return await anyio.to_process.run_sync(_call_in_process, handler, delivery.event, cancellable=True, limiter=one)
+
+    # How it ended
+
+    def _judged(
+        self, unit: Unit, index: int, subscription: Subscription, number: int, error: BaseException
+    ) -> BaseException | None:
+        """Settle an attempt that did not simply go well; return what has to end the whole unit."""
+        if isinstance(error, _Skipped):
+            self._settlement.skipped(unit, index, subscription)
+            return None
+        outside = interrupted(unit)
+        attempt = _attempt(unit, subscription, number, error, outside=outside)
+        if isinstance(error, KeyboardInterrupt) and self._facts.interrupt is not None:
+            self._facts.interrupt(error)
+        if unit.halt is Halt.EXPIRED:
+            unit.halt = None
+            if unit.rest is not None:
+                unit.rest.calm()
+        end = _cancelled(unit) if outside or unit.halt is Halt.STOPPED else None
+        unit.disturbed = None
+        self._settlement.failed(unit, index, subscription, attempt)
+        if unit.halt is Halt.CLOSED:
+            return error if isinstance(error, GeneratorExit) else GeneratorExit()
+        return end
+
+
+class _Turn:
+    """A unit that waits for a slot: parked, where a worker runs it, or in its own task."""
+
+    __slots__ = ("_future", "_refusal", "_slots", "_unit", "_workers")
+
+    def __init__(self, workers: Workers, unit: Unit, slots: Slots, *, parks: bool) -> None:
+        self._workers = workers
+        self._unit = unit
+        self._slots = slots
+        self._refusal: Exception | None = None
+        self._future = None if parks else asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> None:
+        if self._future is not None:
+            await self._future
+            return
+        self._workers.parked[self._unit] = self._slots, self
+        await Park(self._unit)
+        if self._refusal is not None:
+            raise self._refusal
+
+    def grant(self) -> None:
+        if self._future is None:
+            self._unit.slot = self._slots
+            self._workers.ready_again(self._unit)
+        elif self._future.done():  # it has left just now
+            self._slots.release()
+            self._slots.grant()
+        else:
+            self._unit.slot = self._slots
+            self._future.set_result(None)
+
+    def refuse(self, error: Exception) -> None:
+        self._refusal = error
+        if self._future is None:
+            self._workers.ready_again(self._unit)
+        elif not self._future.done():
+            self._future.set_exception(error)
+
+
+def _give_back(unit: Unit) -> None:
+    slots, unit.slot = unit.slot, None
+    if slots is not None:
+        slots.release()
+        slots.grant()
+
+
+def _attempt(unit: Unit, subscription: Subscription, number: int, error: BaseException, *, outside: bool) -> Attempt:
+    """Return how an attempt ended with an error: whose doing it was decides what it is called."""
+    seconds = monotonic() - unit.started
+    if unit.halt is Halt.EXPIRED:
+        late = HandlerTimeoutError(subscription.name, unit.limit)
+        late.__cause__ = None if isinstance(error, asyncio.CancelledError) else error
+        return Attempt(number, OutcomeState.TIMED_OUT, seconds, late)
+    is_cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
+    if is_cancelled and (outside or unit.halt is not None):
+        error = NotDeliveredError(f"{subscription.name} was cancelled before it ended")
+    return Attempt(number, OutcomeState.FAILED, seconds, error)
+
+
+def _cancelled(unit: Unit) -> asyncio.CancelledError:
+    """Return the cancellation that a unit has met, so that its owner knows it again."""
+    return unit.disturbed or asyncio.CancelledError()
+
+
+def _says_yes(subscription: Subscription, event: Event[Any]) -> bool:
+    if subscription.where is None:
+        return True
+    answer = subscription.where(own_copy(event))
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError(f"the filter of {subscription.name} returned an awaitable; a filter is a plain function")
+    return bool(answer)
+
+
+def _returned(subscription: Subscription, seconds: float, returned: object) -> Outcome:
+    return Outcome(subscription.name, OutcomeState.OK, (Attempt(1, OutcomeState.OK, seconds, None, returned),))
+
+
+def _call_in_process(handler: Callable[[Event[Any]], Any], event: Event[Any]) -> None:
+    """Run a handler in the other process: the correlation id goes along in the event."""
+    be_here(Scope(event.correlation_id, event, None))
+    handler(event)
+
+
+_INNER: dict[HandlerKind, Callable[..., Awaitable[Any]]] = {
+    HandlerKind.ASYNC: Execution._in_task,
+    HandlerKind.THREAD: Execution._in_thread,
+    HandlerKind.PROCESS: Execution._in_process,
+}
