@@ -320,7 +320,7 @@ class EventBus(Router):
             if self._last_drain is None:
                 raise BusNotRunningError("there is nothing to drain: the bus has not been started")
             return self._last_drain
-        self._running("drain").refuse_inside("drain")
+        self._running("drain").waiting.refuse_inside("drain")
         return await asyncio.shield(engine.begin_drain(self.drain_timeout if timeout is None else timeout))
 
     async def wait_settled(self) -> None:
@@ -331,7 +331,7 @@ class EventBus(Router):
             DeadlockError: in a handler, which would wait for itself.
         """
         engine = self._running("wait_settled")
-        engine.refuse_inside("wait_settled")
+        engine.waiting.refuse_inside("wait_settled")
         await engine.quiet()
 
     def _running(self, method: str) -> Engine:
@@ -570,7 +570,7 @@ class EventBus(Router):
         else:
             await engine.finish(flight, coroutine, context, waiting)
         if not flight.settled:
-            await engine.wait_for(flight)
+            await engine.waiting.wait_for(flight)
         return outcomes_of(made, flight.plan, flight.results)
 
     async def _dispatch_slowly(
@@ -736,7 +736,7 @@ class EventBus(Router):
 
         stop = self.listen(tap)
         weakref.finalize(stream, stop).atexit = False
-        stream.listen(stop, lambda: engine.lent(engine.unit_here()))
+        stream.listen(stop, engine.waiting.lent_here)
         self._streams.add(stream)
         return stream
 

@@ -7,7 +7,8 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from aperion.errors import ConfigurationError
+from aperion.engine.waiting import answered
+from aperion.errors import BusNotRunningError, ConfigurationError
 from aperion.receipts import Receipt
 
 if TYPE_CHECKING:
@@ -89,7 +90,11 @@ class Outbox:
             except BaseException as error:  # noqa: BLE001 - raised in the thread that emits
                 done.set_exception(error)
 
-        self._loop.call_soon_threadsafe(hold, context=copy_context())
+        try:
+            self._loop.call_soon_threadsafe(hold, context=copy_context())
+        except RuntimeError:
+            raise BusNotRunningError("the loop of the bus is closed, so the event was not collected") from None
+        answered(done, self._loop, None)
         return done.result()
 
     def discard(self) -> None:

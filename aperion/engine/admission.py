@@ -271,7 +271,7 @@ class Admission:
         if self._queue.wait_turn(flight, turn):
             return
         try:
-            if flight.within is not None:
+            if flight.within is not None and self._engine.waiting.is_own(flight.within):
                 self._check_key(flight)
             await turn
         except BaseException:
@@ -283,7 +283,7 @@ class Admission:
 
     def _check_key(self, flight: Flight) -> None:
         try:
-            self._engine.check_no_cycle(flight, flight.within)
+            self._engine.waiting.check_no_cycle(flight, flight.within)
         except DeadlockError:
             raise KeyHeldError(flight.event.event_type, str(flight.event.key)) from None
 

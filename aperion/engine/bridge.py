@@ -9,6 +9,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aperion.engine.flight import Flight
+from aperion.engine.waiting import answered
 from aperion.errors import BusNotRunningError
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ class Bridge:
                 engine.loop.call_soon_threadsafe(self._make, engine, make, done, context=copy_context())
             except RuntimeError:  # the loop is closed
                 raise not_running("emit_from_thread") from None
-            if not concurrent.futures.wait([done], timeout).done:
-                with suppress(RuntimeError):  # the loop is closed, and has answered
+            if not answered(done, engine.loop, timeout):
+                with suppress(RuntimeError):  # the loop is closed
                     engine.loop.call_soon_threadsafe(self._give_up, done)
-                concurrent.futures.wait([done])
+                answered(done, engine.loop, None)
             return done.result()
         except _LeftError as left:
             if timeout is None:

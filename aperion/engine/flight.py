@@ -28,10 +28,30 @@ class Halt(enum.Enum):
     CLOSED = "somebody closes the coroutine"
 
 
+class Waits(Protocol):
+    """What waits for an event to settle."""
+
+    def is_own(self, unit: Unit) -> bool:
+        """Tell whether the task that runs here is the one that runs a unit."""
+
+    def check_no_cycle(self, target: Flight, unit: Unit | None) -> None:
+        """Refuse to wait for an event that waits for the unit itself."""
+
+    async def wait_for(self, flight: Flight) -> None:
+        """Wait until an event has settled."""
+
+    def wait_in_thread(self, flight: Flight, timeout: float | None) -> None:
+        """Do the same in another thread."""
+
+
 class Host(Protocol):
     """The engine that a flight belongs to, as far as flights and what admits them have to know it."""
 
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def waiting(self) -> Waits:
+        """What waits for its events."""
 
     def owns(self, task: asyncio.Task[Any] | None) -> bool:
         """Tell whether a task is one of its workers."""
@@ -47,15 +67,6 @@ class Host(Protocol):
 
     def lend_thread(self, unit: Unit) -> Callable[[], None]:
         """Lend the thread of a handler that waits, and its place; return what takes them back."""
-
-    def check_no_cycle(self, target: Flight, unit: Unit | None) -> None:
-        """Refuse to wait for an event that waits for the unit itself."""
-
-    async def wait_for(self, flight: Flight) -> None:
-        """Wait until an event has settled."""
-
-    def wait_in_thread(self, flight: Flight, timeout: float | None) -> None:
-        """Do the same in another thread."""
 
     def call(self, callback: Callable[[], None]) -> None:
         """Call somebody back, whatever that raises."""
@@ -169,11 +180,11 @@ class Flight(Unit):
 
     async def wait(self) -> None:
         """Wait until it has settled."""
-        await self.engine.wait_for(self)
+        await self.engine.waiting.wait_for(self)
 
     def wait_in_thread(self, timeout: float | None) -> None:
         """Do the same in another thread than the loop's; blocks it."""
-        self.engine.wait_in_thread(self, timeout)
+        self.engine.waiting.wait_in_thread(self, timeout)
 
     def call_back(self, callback: Callable[[], None]) -> None:
         """Call back once it has settled."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from aperion._logs import logger as _log
-from aperion.context import current
 from aperion.engine.admission import Admission
 from aperion.engine.deadlines import Deadlines
 from aperion.engine.due import Due
@@ -22,12 +20,12 @@ from aperion.engine.flight import Flight, Halt
 from aperion.engine.queue import Queue
 from aperion.engine.settings import BusState, DrainReport, OverflowPolicy
 from aperion.engine.settlement import Settlement
-from aperion.engine.threads import in_handler_thread
+from aperion.engine.waiting import Waiting
 from aperion.engine.workers import Workers
-from aperion.errors import BusNotRunningError, DeadlockError, WrongLoopError
+from aperion.errors import BusNotRunningError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from aperion.deadletters import DeadLetterQueue
     from aperion.engine.facts import Facts
@@ -107,6 +105,7 @@ class Engine:
             settlement=self.settlement,
             wake=self.workers.wake,
         )
+        self.waiting = Waiting(self)
         self.report: DrainReport | None = None
         self.interrupted: KeyboardInterrupt | None = None
         self._drain_timeout = drain_timeout
@@ -302,7 +301,7 @@ class Engine:
         """Make the rest of the steps of a dispatch, and wait for its retries."""
         await self.workers.finish_here(flight, coroutine, context, waiting)
         if not flight.settled:
-            await self.wait_for(flight)
+            await self.waiting.wait_for(flight)
 
     async def dispatch_slowly(self, event: Event[Any], within: Unit | None) -> Flight:
         """Run the handlers of an event in this task, where something has to be waited for before."""
@@ -315,7 +314,7 @@ class Engine:
             await self.admission.turn(flight)
         await self.run_here(flight, self.execution.deliver(flight))
         if not flight.settled:
-            await self.wait_for(flight)
+            await self.waiting.wait_for(flight)
         return flight
 
     async def run_here(self, unit: Unit, coroutine: Any) -> None:
@@ -328,141 +327,6 @@ class Engine:
             raise
         except BaseException as error:  # noqa: BLE001 - a fault of the engine
             self.settlement.broke(unit, error)
-
-    # Waiting
-
-    def unit_here(self) -> Unit | None:
-        """Return the work of an engine that this code is part of, unless that has settled."""
-        here = current.get()
-        unit: Unit | None = None if here is None else here.unit
-        return None if unit is None or unit.flight.settled else unit
-
-    def handler_here(self) -> Unit | None:
-        """Return that work where its handler itself asks, and not a task that it has started."""
-        unit = self.unit_here()
-        if unit is None:
-            return None
-        task = asyncio.current_task()
-        if unit.rest is not None:
-            return unit if unit.rest.task is task else None
-        return unit if not unit.placed or unit.flight.engine.owns(task) else None
-
-    def refuse_inside(self, method: str) -> None:
-        """Refuse what would wait for the handler that calls it.
-
-        Raises:
-            DeadlockError: in a handler.
-        """
-        unit = self.handler_here()
-        if unit is not None and unit.flight.engine is self:
-            raise DeadlockError(
-                f"{method}() in a handler of {unit.event.event_type!r} would wait for that handler itself; "
-                "call it outside of handlers, or in a task of its own"
-            )
-
-    def check_no_cycle(self, target: Flight, unit: Unit | None) -> None:
-        """Refuse to wait for an event that waits for the unit itself.
-
-        Raises:
-            DeadlockError: naming the events on the way back.
-        """
-        mine: set[Flight] = set()
-        while unit is not None:
-            mine.add(unit.flight)
-            unit = unit.within
-        paths: list[tuple[Flight, ...]] = [(target,)]
-        seen = {target}
-        while paths:
-            path = paths.pop()
-            if path[-1] in mine:
-                chain = ", which waits for ".join(f"{flight.event.event_type!r}" for flight in path)
-                raise DeadlockError(f"this would wait for ever: {chain}, whose handler waits here")
-            holder = path[-1].engine.holder(path[-1])
-            for blocker in (*(path[-1].waits_for or ()), *([holder] if holder is not None else [])):
-                if blocker not in seen:
-                    seen.add(blocker)
-                    paths.append((*path, blocker))
-
-    @contextmanager
-    def lent(self, unit: Unit | None) -> Iterator[None]:
-        """Lend the place of a unit to others while it waits here."""
-        if unit is None or unit.flight.engine.loop is not self.loop:  # of a bus that another thread runs
-            yield
-            return
-        host = unit.flight.engine
-        root = host.lend(unit)
-        try:
-            yield
-        finally:
-            host.take_back(root)
-
-    async def wait_for(self, flight: Flight) -> None:
-        """Wait until an event has settled.
-
-        Raises:
-            DeadlockError: when it waits for whoever waits here.
-            WrongLoopError: in another loop.
-        """
-        if asyncio.get_running_loop() is not self.loop:
-            raise WrongLoopError("settled")
-        if (handler := self.handler_here()) is not None:
-            self.check_no_cycle(flight, handler)
-        unit, future = self.unit_here(), self.loop.create_future()
-        flight.when_settled(future, lambda: _set(future))
-        with self._waiting(unit, flight), self.lent(unit):
-            try:
-                await future
-            finally:
-                if flight.waiters is not None:
-                    flight.waiters.pop(future, None)
-
-    def wait_in_thread(self, flight: Flight, timeout: float | None) -> None:
-        """Do the same in another thread; blocks it.
-
-        Raises:
-            TimeoutError: when it has not settled in time.
-            DeadlockError: when it waits for the handler that waits here.
-            WrongLoopError: on the thread of the loop.
-        """
-        if threading.get_ident() == self.thread:
-            raise WrongLoopError("settled_from_thread", inside=True)
-        unit = self.unit_here()
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
-        undo: list[Any] = []
-        is_handler = unit is not None and in_handler_thread()
-
-        def begin() -> None:
-            try:
-                if flight.settled:
-                    done.set_result(None)
-                    return
-                if is_handler:
-                    self.check_no_cycle(flight, unit)
-                flight.when_settled(done, lambda: _answer(done))
-                if is_handler and unit is not None and unit.flight.engine.loop is self.loop:
-                    undo.append(unit.flight.engine.lend_thread(unit))
-            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-                done.set_exception(error)
-
-        def end() -> None:
-            if flight.waiters is not None:
-                flight.waiters.pop(done, None)
-            for each in undo:
-                each()
-
-        try:
-            self.loop.call_soon_threadsafe(begin)
-        except RuntimeError:  # the loop is closed, and everything has settled
-            return
-        try:
-            done.result(timeout)
-        except concurrent.futures.TimeoutError:
-            raise TimeoutError(
-                f"{flight.event.event_type} {flight.event.event_id} has not settled within {timeout:g} s"
-            ) from None
-        finally:
-            with suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(end)
 
     # What its flights ask of it
 
@@ -498,26 +362,3 @@ class Engine:
             workers.take_back(root)
 
         return take_back
-
-    @contextmanager
-    def _waiting(self, unit: Unit | None, flight: Flight) -> Iterator[None]:
-        """Note for whom the handlers of an event wait, as long as they do."""
-        if unit is None:
-            yield
-            return
-        waiting = unit.flight
-        waiting.waits_for = [*(waiting.waits_for or ()), flight]
-        try:
-            yield
-        finally:
-            waiting.waits_for.remove(flight)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _answer(done: concurrent.futures.Future[None]) -> None:
-    with suppress(concurrent.futures.InvalidStateError):
-        done.set_result(None)

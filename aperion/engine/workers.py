@@ -247,7 +247,9 @@ class Workers:
             return
         driver = Driver(unit, coroutine, context, waiting, self._deadlines, task)
         self.running[unit] = driver
-        outer = unit.within.flight if unit.within is not None else None
+        around = unit.within
+        is_own = around is not None and (around.rest is None or around.rest.task is task)
+        outer = around.flight if around is not None and is_own else None  # and not of a task that a handler has started
         if outer is not None:
             outer.waits_for = [*(outer.waits_for or ()), unit.flight]
         try:

@@ -349,3 +349,48 @@ async def test_waits_that_are_no_ring_are_no_deadlock() -> None:
         with anyio.fail_after(10):
             for receipt in [await bus.emit("chain.top", {}, key="k") for _ in range(3)]:
                 (await receipt.settled()).raise_for_failures()
+
+
+async def test_a_task_that_a_handler_has_started_waits_for_itself_and_not_for_the_handler() -> None:
+    receipts: dict[str, aperion.Receipt] = {}
+    gate, waiting = anyio.Event(), []
+
+    with anyio.fail_after(20):
+        async with EventBus() as bus:
+
+            @bus.on("x.a", name="a")
+            async def a(event: Event) -> None:
+                await gate.wait()
+                waiting.append(asyncio.create_task(receipts["b"].settled()))
+                await anyio.sleep(0.05)
+
+            @bus.on("x.b", name="b")
+            async def b(event: Event) -> None:
+                while not waiting:
+                    await anyio.sleep(0)
+                await receipts["a"].settled()  # it ends by itself, whoever waits beside it
+
+            receipts["a"] = await bus.emit("x.a", {})
+            receipts["b"] = await bus.emit("x.b", {})
+            gate.set()
+            outcomes = await receipts["b"].settled()
+            await waiting[0]
+
+    assert outcomes["b"].error is None
+
+
+async def test_a_task_that_a_handler_has_started_may_dispatch_behind_the_key_of_the_handler() -> None:
+    tasks: list[asyncio.Task[aperion.Outcomes]] = []
+
+    with anyio.fail_after(20):
+        async with EventBus() as bus:
+
+            @bus.on("x.a", name="a")
+            async def a(event: Event) -> None:
+                tasks.append(asyncio.create_task(bus.dispatch("x.b", {}, key="k")))
+                await anyio.sleep(0.02)
+
+            await (await bus.emit("x.a", {}, key="k")).settled()
+            outcomes = await tasks[0]
+
+    assert outcomes.ok

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import signal
 import subprocess
 import sys
@@ -438,3 +439,37 @@ def test_a_loop_that_goes_down_as_soon_as_the_drain_begins_leaves_nothing_in_fli
     assert stats.pending == 0
     assert bus.last_drain is not None
     assert [event_type for event_type, _ in bus.last_drain.unfinished] == ["a.b"]
+
+
+def test_a_thread_that_waits_for_a_loop_that_was_closed_is_told() -> None:
+    from aperion.engine.waiting import answered
+
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    with pytest.raises(BusNotRunningError, match="closed"):
+        answered(concurrent.futures.Future(), loop, None)
+
+
+def test_an_outbox_whose_loop_was_closed_refuses_what_a_thread_hands_in() -> None:
+    held: list[aperion.Outbox] = []
+
+    async def main() -> None:
+        async with EventBus() as bus, bus.outbox() as outbox:
+            held.append(outbox)
+
+    asyncio.run(main())
+    errors: list[BaseException] = []
+
+    def emit() -> None:
+        try:
+            held[0].emit("a.b", {})
+        except aperion.AperionError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=emit)
+    thread.start()
+    thread.join(20)
+
+    assert not thread.is_alive()
+    assert [type(error) for error in errors] == [BusNotRunningError]
