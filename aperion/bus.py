@@ -154,7 +154,7 @@ class EventBus(Router):
             positive("handler_timeout", handler_timeout, infinite=True)
         self.handler_timeout = math.inf if handler_timeout is None else handler_timeout
         self.drain_timeout = drain_timeout
-        self.redactor = redactor if redactor is not None else Redactor()
+        self.redactor = Redactor() if redactor is None else _checked_redactor(redactor)
         self.metrics = metrics
         self.dead_letters = DeadLetterQueue() if dead_letter_queue is None else dead_letter_queue
         self.dead_letters.use_redactor(self.redactor)
@@ -208,7 +208,8 @@ class EventBus(Router):
             AuditUnavailable: when the audit log cannot be opened.
             RuntimeError: when it runs already.
         """
-        if self._engine is not None:
+        engine = self._engine
+        if engine is not None and not (engine.state is BusState.STOPPED and engine.loop.is_closed()):
             raise RuntimeError("this bus runs already; one 'async with bus:' at a time")
         if self._recorder is not None:
             await self._recorder.start()
@@ -366,7 +367,7 @@ class EventBus(Router):
 
         Waits where the bus is full and its policy is ``BLOCK``; cancelling that wait leaves nothing
         behind. Waits for the disk under an audit log with ``sync="disk"``; cancelling that drops the
-        event, and the log says so. Handlers run later; ``receipt.settled()`` waits for them.
+        event, and the log says so, unless the disk has its record already. Handlers run later; ``receipt.settled()`` waits for them.
 
         A task that was cancelled is told before anything is accepted, and every 64th emit lets the loop turn, so
         that a loop of emits can be cancelled and leaves handlers their time.
@@ -912,6 +913,16 @@ def _callables(name: str, given: Sequence[Any]) -> tuple[Any, ...]:
         if not callable(each):
             raise ConfigurationError(f"{name} holds {shown(each)}, which cannot be called; pass functions")
     return tuple(given)
+
+
+def _checked_redactor(redactor: Redactor) -> Redactor:
+    for name in ("redact", "redact_text", "redact_exception"):
+        if isinstance(redactor, type) or not callable(getattr(redactor, name, None)):
+            raise ConfigurationError(
+                f"redactor={shown(redactor)} has no {name}(); pass aperion.Redactor(...), or an object with redact, "
+                "redact_text and redact_exception"
+            )
+    return redactor
 
 
 async def _nothing(_delivery: Delivery) -> None:

@@ -116,8 +116,16 @@ class Outcomes(Mapping[str, Outcome]):
         return self._made
 
     def __getitem__(self, name: str) -> Outcome:
-        """Return the outcome of one subscription."""
-        return self._by_name[name]
+        """Return the outcome of one subscription.
+
+        Raises:
+            KeyError: naming those that there are.
+        """
+        try:
+            return self._by_name[name]
+        except KeyError:
+            there = ", ".join(self._by_name) or "none"
+            raise KeyError(f"{self.event.event_type} had no delivery to {name!r}; deliveries: {there}") from None
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, in the order the handlers ran."""

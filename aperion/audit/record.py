@@ -123,14 +123,18 @@ def _envelope(kind: str, event: Event[Any], redactor: Redactor) -> dict[str, Any
 def _identifier(text: str, redactor: Redactor) -> object:
     try:
         return text if _PLAIN(text) else redactor.redact_text(text)
-    except Exception:  # noqa: BLE001 - a redactor of the user's own, or an id that is no text
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a redactor of the user's own, or an id that is no text
         return UNREDACTABLE
 
 
 def _redacted(redact: Callable[[Any], object], value: object) -> object:
     try:
         return redact(value)
-    except Exception:  # noqa: BLE001
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001
         return UNREDACTABLE
 
 

@@ -44,8 +44,19 @@ def index_path(log: Path, number: int) -> Path:
 def sealed_segments(log: Path) -> list[Segment]:
     """Return the full files of a log, oldest first; a link or a pipe with such a name is none of them.
 
-    One that is there plain and compressed is about to be compressed; the plain one is whole.
+    One that is there plain and compressed is about to be compressed; the plain one is whole. Where a number is
+    missing it is looked for again: a file that changes its name while a folder is listed may be in no part of the list.
     """
+    found = _numbered(log)
+    while len(found) > 1 and max(found) - min(found) >= len(found):
+        again = _numbered(log)
+        if again.keys() == found.keys():
+            break
+        found = again
+    return [found[number] for number in sorted(found)]
+
+
+def _numbered(log: Path) -> dict[int, Segment]:
     pattern = re.compile(rf"{re.escape(log.stem)}\.(\d{{6,}}){re.escape(log.suffix)}(\.gz|\.zst)?")
     found: dict[int, Segment] = {}
     for name in _files(log.parent):
@@ -55,7 +66,7 @@ def sealed_segments(log: Path) -> list[Segment]:
             known = found.get(number)
             if known is None or _SUFFIXES.index(compression) < _SUFFIXES.index(known.compression):
                 found[number] = Segment(log.with_name(name), number, compression)
-    return [found[number] for number in sorted(found)]
+    return found
 
 
 def _files(folder: Path) -> list[str]:

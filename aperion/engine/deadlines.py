@@ -26,11 +26,12 @@ class Deadlines:
     """
 
     # Mutable: all of it. At most one timer is set, for _due or earlier.
-    __slots__ = ("_due", "_lanes", "_loop", "_timer")
+    __slots__ = ("_due", "_lanes", "_late", "_loop", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._lanes: dict[float, dict[Unit, float]] = {}
+        self._late: dict[Unit, float] = {}  # what came to wait after others that were started later; few
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
 
@@ -40,6 +41,8 @@ class Deadlines:
         if unit.limit == math.inf:
             return
         lane = self._lanes.setdefault(unit.limit, {})
+        if lane and next(reversed(lane.values())) > unit.started:  # a dispatch in it waits longer than it does
+            lane = self._late
         lane[unit] = unit.started
         unit.lane = lane
         if unit.started + unit.limit < self._due:
@@ -67,6 +70,7 @@ class Deadlines:
         self._due = math.inf
         self._lanes = {limit: lane for limit, lane in self._lanes.items() if lane}
         firsts = [next(iter(lane.values())) + limit for limit, lane in self._lanes.items()]
+        firsts += [started + unit.limit for unit, started in self._late.items()]
         if firsts:
             self._set_timer(min(firsts))
 
@@ -76,7 +80,7 @@ class Deadlines:
         self._timer = self._loop.call_later(max(0.0, due - monotonic()), self.fire)
 
     def _overdue(self, now: float) -> list[Unit]:
-        overdue: list[Unit] = []
+        overdue = [unit for unit, started in self._late.items() if started + unit.limit <= now]
         for limit, lane in self._lanes.items():
             for unit, started in lane.items():
                 if started + limit > now:

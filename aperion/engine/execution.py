@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from aperion.context import Scope, be_here, handing, here_now
 from aperion.engine.driver import interrupted
-from aperion.engine.flight import Flight, Halt, Park
+from aperion.engine.flight import Flight, Halt, Park, root_of
 from aperion.engine.slots import Slots
 from aperion.engine.threads import Job
 from aperion.errors import HandlerTimeoutError, NotDeliveredError
@@ -182,6 +182,9 @@ class Execution:
         limit, unit.limit, unit.started = unit.limit, float("inf"), monotonic()
         turn = _Turn(self.workers, unit, slots, parks=between and unit.placed and unit.within is None)
         slots.wait(turn)
+        # Who cannot be parked lends his place meanwhile: those who have the slots may be waiting for one.
+        host = root_of(unit).flight.engine
+        root = None if turn.parks else host.lend(unit)
         try:
             await turn.wait()
             if not subscription.open:
@@ -190,6 +193,8 @@ class Execution:
             slots.leave(turn)
             _give_back(unit)
             raise
+        finally:
+            host.take_back(root)
         unit.limit = limit
 
     async def _in_task(self, _unit: Unit, delivery: Delivery) -> Any:
@@ -243,6 +248,7 @@ class Execution:
         end = _cancelled(unit) if outside or unit.halt is Halt.STOPPED else None
         unit.disturbed = None
         self._settlement.failed(unit, index, subscription, attempt)
+        unit.job = None  # a retry of this delivery has it; the next delivery has nothing to do with it
         if unit.halt is Halt.CLOSED:
             return error if isinstance(error, GeneratorExit) else GeneratorExit()
         return end
@@ -251,13 +257,14 @@ class Execution:
 class _Turn:
     """A unit that waits for a slot: parked, where a worker runs it, or in its own task."""
 
-    __slots__ = ("_future", "_refusal", "_slots", "_unit", "_workers")
+    __slots__ = ("_future", "_refusal", "_slots", "_unit", "_workers", "parks")
 
     def __init__(self, workers: Workers, unit: Unit, slots: Slots, *, parks: bool) -> None:
         self._workers = workers
         self._unit = unit
         self._slots = slots
         self._refusal: Exception | None = None
+        self.parks = parks
         self._future = None if parks else asyncio.get_running_loop().create_future()
 
     async def wait(self) -> None:

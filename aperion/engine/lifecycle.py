@@ -183,13 +183,15 @@ class Engine:
     async def end(self, timeout: float) -> None:
         """Drain and stop; cancelling this changes nothing until that is done."""
         drain, cancelled = self.begin_drain(timeout), False
-        tasks = [task for task in (drain, self._host) if task is not None]
-        while not all(task.done() for task in tasks):
-            with anyio.CancelScope(shield=True):
-                try:
-                    await asyncio.wait(tasks)
-                except asyncio.CancelledError:
-                    cancelled = True
+        # The host ends with the last worker, and that never, where a handler awaits a task that does not end.
+        for task, longest in ((drain, None), (self._host, GRACE)):
+            until = None if longest is None else monotonic() + longest
+            while task is not None and not task.done() and (until is None or monotonic() < until):
+                with anyio.CancelScope(shield=True):
+                    try:
+                        await asyncio.wait([task], timeout=longest)
+                    except asyncio.CancelledError:
+                        cancelled = True
         if self.report is None:  # the loop goes down, and has cancelled both before their first step
             unfinished = self._end()
             names = dict.fromkeys((flight.event.event_type, flight.event.event_id) for flight in unfinished)
@@ -245,6 +247,8 @@ class Engine:
             driver.leave()
         if self.workers.running:
             await self._quiet(GRACE)
+        for unit in tuple(self.workers.running):  # whose task waits for another one that does not end
+            self.settlement.left_behind(unit)
         return unfinished
 
     def _cancel_all(self) -> dict[Flight, None]:

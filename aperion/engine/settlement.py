@@ -143,6 +143,8 @@ class Settlement:
     def left_behind(self, unit: Unit) -> None:
         """Settle a unit whose handler does not end although it was cancelled."""
         flight = unit.flight
+        if flight.settled:
+            return
         running = len(flight.results)
         if unit is not flight:
             self.failed(unit, unit.index, unit.subscription, _ignored(unit.subscription, unit.number))  # type: ignore[attr-defined]  # a rerun

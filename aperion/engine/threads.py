@@ -115,6 +115,7 @@ class WorkerThreads:
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to work for a bus that starts on this loop."""
         self._loop, self._open = loop, True
+        self.slots.lend(-self.slots.lent)  # what a loop that is gone has not taken back
 
     def close(self) -> None:
         """Let idle threads end now and busy ones when they are done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -192,6 +193,8 @@ class Workers:
                 else:
                     await self._finish(Driver(unit, coroutine, context, waiting, self._deadlines, task))
                     count = 0
+            if task.cancelling():
+                await _absorb(task)
             count += 1
             if count % _EVENTS_BEFORE_YIELD == 0:
                 await asyncio.sleep(0)
@@ -302,3 +305,11 @@ class Workers:
             return
         except BaseException as error:  # noqa: BLE001 - a fault of the engine
             self._settlement.broke(unit, error)
+
+
+async def _absorb(task: asyncio.Task[Any]) -> None:
+    """Take a cancellation of a worker away that a handler has left: the next event must not meet it."""
+    while task.cancelling():
+        task.uncancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)

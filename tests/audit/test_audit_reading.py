@@ -334,3 +334,30 @@ def test_ids_are_found_in_a_log_of_random_blocks(tmp_path: Path) -> None:
 
     for identifier in ids[:40]:
         assert seqs(Reading(path, Query(event_id=identifier))) == naive(path, Query(event_id=identifier))
+
+
+def test_a_file_that_changes_its_name_while_the_folder_is_listed_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aperion.audit import segments
+
+    for number in (1, 2, 3):
+        (tmp_path / f"events.{number:06d}.jsonl").touch()
+    listed, looks = segments._files, []
+
+    def first_without_the_second(folder: Path) -> list[str]:
+        looks.append(1)
+        return [name for name in listed(folder) if len(looks) > 1 or "000002" not in name]
+
+    monkeypatch.setattr(segments, "_files", first_without_the_second)
+
+    assert [each.number for each in segments.sealed_segments(tmp_path / "events.jsonl")] == [1, 2, 3]
+
+
+def test_a_file_that_is_missing_is_looked_for_twice_and_no_more(tmp_path: Path) -> None:
+    from aperion.audit import segments
+
+    for number in (1, 3):
+        (tmp_path / f"events.{number:06d}.jsonl").touch()
+
+    assert [each.number for each in segments.sealed_segments(tmp_path / "events.jsonl")] == [1, 3]
