@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from aperion.outcomes import Attempt, DeadLetter, FailureReason
     from aperion.subscriptions import Subscription
 
-Tell = "Callable[..., None] | None"
-
 
 class Observer(Protocol):
     """Somebody who is told of what happened, by those of these methods that it has; all on the loop's thread.

@@ -80,8 +80,3 @@ class Slots:
             waiting, self._waiting = self._waiting, OrderedDict()
         for turn in waiting:
             turn.refuse(error())
-
-    @property
-    def waiting(self) -> int:
-        """How many wait."""
-        return len(self._waiting)
