@@ -554,3 +554,23 @@ async def test_a_stream_that_nobody_holds_costs_nothing() -> None:
         await bus.emit("chat.sent", {})
 
         assert not bus._engine.admission.taps  # type: ignore[union-attr]
+
+
+async def test_a_processor_that_makes_a_new_event_does_not_cut_its_line_of_causes() -> None:
+    """Hops, cause and correlation id are the engine's to keep: without them a loop of handlers would never end."""
+    seen: list[Event] = []
+    bus = EventBus(processors=[lambda event: Event(event.event_type, event.payload)], max_hops=3)
+
+    @bus.on("ping.sent", name="ping")
+    async def ping(event: Event) -> None:
+        seen.append(event)
+        await bus.emit("ping.sent", {})
+
+    with anyio.fail_after(10):
+        async with bus:
+            await bus.emit("ping.sent", {}, correlation_id="req-1")
+            await bus.wait_settled()
+
+    assert [event.hops for event in seen] == [0, 1, 2, 3]
+    assert {event.correlation_id for event in seen} == {"req-1"}
+    assert [event.causation_id for event in seen[1:]] == [event.event_id for event in seen[:-1]]

@@ -13,6 +13,7 @@ import pytest
 
 import aperion
 from aperion import AuditLog, Event, EventBus, OutcomeState, Retry
+from aperion.engine.slots import Slots
 
 pytestmark = pytest.mark.anyio
 
@@ -220,3 +221,24 @@ async def test_outcomes_that_are_asked_for_a_name_they_lack_tell_those_they_have
 
     with pytest.raises(KeyError, match=r"deliveries: shop\.pay"):
         outcomes["pay"]
+
+
+def test_who_waits_for_a_slot_is_not_overtaken_by_who_comes_when_one_is_free() -> None:
+    granted: list[str] = []
+
+    class Turn:
+        def grant(self) -> None:
+            granted.append("first")
+
+        def refuse(self, error: Exception) -> None:
+            raise AssertionError from error
+
+    slots = Slots(1)
+    assert slots.take()
+    slots.wait(Turn())
+    slots.release()  # by a thread; the loop hears of it a moment later
+
+    assert not slots.take()
+    slots.grant()
+    assert granted == ["first"]
+    assert slots.busy == 1
