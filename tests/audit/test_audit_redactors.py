@@ -161,7 +161,6 @@ async def test_a_recorder_that_did_not_open_its_log_does_not_close_it_either(pat
     assert [record["payload"]["room"] for record in of(path, "accepted")] == ["r-4", HIDDEN]
 
 
-@pytest.mark.skipif(hasattr(AuditLog, "use_redactor"), reason="the bus still gives its redactor to the log")
 async def test_a_bus_that_is_merely_made_with_the_log_of_another_changes_nothing_there(path: Path) -> None:
     log = AuditLog(path)
     bus = EventBus(audit=log, redactor=hides("badge"))
