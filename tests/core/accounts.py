@@ -50,4 +50,4 @@ def check_empty(bus: EventBus) -> None:
     assert not bus._bridge._tasks
     assert engine.threads.slots.busy == engine.threads.abandoned
     assert engine.threads.slots.lent == 0
-    assert engine.threads.slots.waiting == 0
+    assert not engine.threads.slots._waiting
