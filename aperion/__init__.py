@@ -1,7 +1,8 @@
 """Aperion: an asyncio-native event bus for services that have to answer for what happened in them."""
 
+from typing import TYPE_CHECKING, Any
+
 from aperion.app import App, run
-from aperion.audit import AuditLog
 from aperion.bus import BusState, BusStats, DrainReport, EventBus, OverflowPolicy
 from aperion.context import (
     CORRELATION_ID_HEADER,
@@ -59,6 +60,9 @@ from aperion.redaction import Public, Redactor, Sensitive
 from aperion.router import Router, SubscriptionOptions
 from aperion.streams import EventStream
 from aperion.subscriptions import Filter, Handler, HandlerKind, Retry, Subscription
+
+if TYPE_CHECKING:
+    from aperion.audit import AuditLog
 
 __all__ = [
     "CORRELATION_ID_HEADER",
@@ -150,3 +154,12 @@ __all__ = [
     "run",
     "set_correlation_id",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AuditLog":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from aperion.audit import AuditLog  # when first asked for: a bus without a log needs none of it
+
+    globals()[name] = AuditLog
+    return AuditLog

@@ -12,7 +12,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from aperion._frozen import FrozenDict, FrozenList
@@ -67,8 +67,8 @@ class Plain:
         return value
 
     def _model(self, value: BaseModel) -> Any:
-        if isinstance(value, RootModel):
-            return self._plain(value.root)
+        if value.__pydantic_root_model__:
+            return self._plain(value.root)  # type: ignore[attr-defined]  # a RootModel has one
         return self._mapping({**value.__dict__, **(value.__pydantic_extra__ or {})})
 
     def _mapping(self, mapping: Mapping[Any, Any]) -> Any:

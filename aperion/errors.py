@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -276,5 +275,7 @@ def explains_options(function: str) -> Callable[[Callable[P, None]], Callable[P,
 
 
 def _nearest(name: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
     near = get_close_matches(name, known, 1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"

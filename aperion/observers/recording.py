@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from aperion.audit import AuditLog
 from aperion.errors import ConfigurationError, shown
 from aperion.outcomes import Outcome
 from aperion.protocols import AuditSink
@@ -26,6 +25,8 @@ def recorder_of(audit: object, redactor: Redactor) -> tuple[AuditSink | None, Re
     if audit is None:
         return None, None
     if isinstance(audit, str | os.PathLike):
+        from aperion.audit import AuditLog  # a bus without a log needs none of it
+
         audit = AuditLog(audit)
     if isinstance(audit, type) or not isinstance(audit, AuditSink):
         raise ConfigurationError(
