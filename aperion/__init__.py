@@ -1,7 +1,8 @@
 """Aperion: an asyncio-native event bus for services that have to answer for what happened in them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from aperion._lazy import loading
 from aperion.app import App, run
 from aperion.bus import BusState, BusStats, DrainReport, EventBus, OverflowPolicy
 from aperion.context import (
@@ -155,11 +156,4 @@ __all__ = [
     "set_correlation_id",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name != "AuditLog":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from aperion.audit import AuditLog  # when first asked for: a bus without a log needs none of it
-
-    globals()[name] = AuditLog
-    return AuditLog
+__getattr__ = loading(__name__, {"AuditLog": "aperion.audit.log"})

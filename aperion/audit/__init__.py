@@ -1,7 +1,8 @@
 """The audit log: an append-only record of what was accepted and how it ended, without secrets."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aperion._lazy import loading
 
 if TYPE_CHECKING:
     from aperion.audit.checkpoints import Checkpoints
@@ -33,34 +34,25 @@ __all__ = [
     "verify",
 ]
 
-# Loaded when first asked for: a bus without a log needs none of it, and `import aperion` would take a tenth longer.
-_HOMES = {
-    "AuditLog": "log",
-    "AuditRecord": "query",
-    "AuditStats": "parts",
-    "Checkpoints": "checkpoints",
-    "OnFailure": "options",
-    "Problem": "verification",
-    "ProblemKind": "verification",
-    "Query": "query",
-    "Rotation": "options",
-    "SigningKey": "signing",
-    "Subjects": "subjects",
-    "Sync": "options",
-    "TraceNode": "trace",
-    "Verification": "verification",
-    "VerifyKey": "signing",
-    "verify": "verification",
-}
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(globals().keys() | _HOMES.keys())
+# A bus without a log needs none of it, and `import aperion` would take a tenth longer.
+__getattr__ = loading(
+    __name__,
+    {
+        "AuditLog": "aperion.audit.log",
+        "AuditRecord": "aperion.audit.query",
+        "AuditStats": "aperion.audit.parts",
+        "Checkpoints": "aperion.audit.checkpoints",
+        "OnFailure": "aperion.audit.options",
+        "Problem": "aperion.audit.verification",
+        "ProblemKind": "aperion.audit.verification",
+        "Query": "aperion.audit.query",
+        "Rotation": "aperion.audit.options",
+        "SigningKey": "aperion.audit.signing",
+        "Subjects": "aperion.audit.subjects",
+        "Sync": "aperion.audit.options",
+        "TraceNode": "aperion.audit.trace",
+        "Verification": "aperion.audit.verification",
+        "VerifyKey": "aperion.audit.signing",
+        "verify": "aperion.audit.verification",
+    },
+)
