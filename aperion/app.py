@@ -181,7 +181,8 @@ def _signals(stop: anyio.Event, bus: EventBus) -> Iterator[None]:
         loop.call_soon_threadsafe(begin_end, number)
 
     def begin_end(number: int) -> None:
-        _log.info("stopping", signal=signal.Signals(number).name)
+        pending = bus.stats().pending
+        _log.info("stopping", signal=signal.Signals(number).name, pending=pending, hint="a second one quits at once")
         stop.set()
 
     def reopen(_number: int, _frame: object) -> None:
