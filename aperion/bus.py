@@ -18,7 +18,7 @@ from aperion.context import here_now
 from aperion.deadletters import DeadLetterQueue
 from aperion.engine.bridge import Bridge, not_running
 from aperion.engine.facts import Facts
-from aperion.engine.flight import Flight
+from aperion.engine.flight import DONE, Flight
 from aperion.engine.ledger import Counters, Ledger
 from aperion.engine.lifecycle import Engine
 from aperion.engine.pulse import check_watchdog, watched
@@ -565,16 +565,18 @@ class EventBus(Router):
         if made.key is not None or (flight := engine.admission.enter_here(made)) is None:
             return (await engine.dispatch_slowly(made, within)).outcomes()
         flight.begun, flight.within = True, within
-        coroutine = engine.execution.deliver(flight)
-        context = engine.workers.context.copy()
+        execution, context = engine.execution, engine.workers.context.copy()
+        free = execution.free
+        run = free.pop() if free else execution.another()
         try:
-            waiting = context.run(coroutine.send, None)
-        except StopIteration:
-            pass
+            waiting = context.run(run.send, flight)
         except BaseException as error:  # noqa: BLE001 - what comes out here is a fault of the engine
             engine.settlement.broke(flight, error)
         else:
-            await engine.finish(flight, coroutine, context, waiting)
+            if waiting is DONE:
+                free.append(run)
+            else:
+                await engine.finish(flight, run, context, waiting)
         if not flight.settled:
             await engine.waiting.wait_for(flight)
         return outcomes_of(made, flight.plan, flight.results)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from aperion.engine.flight import Halt, Park
+from aperion.engine.flight import DONE, Halt, Park
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
@@ -85,15 +85,20 @@ class Driver:
         self._left = True
         self.cancel()
 
-    def __await__(self) -> Generator[Any, Any, bool]:
-        """Pass on what the coroutine waits for, and what comes back; tell whether it came to its end, or is parked."""
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Pass on what the coroutine waits for, and what comes back, to its end, or until it is parked or left behind.
+
+        Returns ``DONE``, the ``Park``, or None for a coroutine that was left behind.
+        """
         coroutine, unit, step = self.coroutine, self.unit, self._context.run
         known: float | None = None
         try:
             while True:
+                if self._waiting is DONE:
+                    return DONE
                 if type(self._waiting) is Park:
                     unit.parked = coroutine, self._context
-                    return True
+                    return self._waiting
                 if unit.started is not known:  # another handler, or its thread has begun
                     known = unit.started
                     self._deadlines.watch(unit)
@@ -101,7 +106,7 @@ class Driver:
                     answer = yield self._waiting
                 except GeneratorExit:
                     unit.halt = Halt.CLOSED
-                    coroutine.close()
+                    close(coroutine, self._context)
                     raise
                 except BaseException as error:  # noqa: BLE001 - a cancellation on its way to the handler
                     thrown: BaseException | None = error
@@ -109,7 +114,7 @@ class Driver:
                     thrown = asyncio.CancelledError() if self._due else None
                 if self._left:
                     _left_behind.append(coroutine)
-                    return False
+                    return None
                 if thrown is None:
                     self._waiting = step(coroutine.send, answer)
                 else:
@@ -119,10 +124,20 @@ class Driver:
                     unit.disturbed = asyncio.CancelledError(*words)
                     self._waiting = step(coroutine.throw, thrown)
         except StopIteration:
-            return True
+            return DONE
         finally:
             self._deadlines.forget(unit)
             unit.rest = None
+
+
+def close(coroutine: Any, context: Context) -> None:
+    """Close a coroutine; its own method would not have one that goes on to wait for the next event."""
+    try:
+        waiting = context.run(coroutine.throw, GeneratorExit())
+    except (GeneratorExit, StopIteration):
+        return
+    if waiting is not DONE:
+        raise RuntimeError("coroutine ignored GeneratorExit")
 
 
 def interrupted(unit: Unit) -> bool:

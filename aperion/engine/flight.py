@@ -6,7 +6,7 @@ import enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aperion._frozen import FrozenList
-from aperion.outcomes import Outcome, Outcomes
+from aperion.outcomes import Outcome, Outcomes, outcomes_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from aperion.subscriptions import Subscription
 
 NO_RESULTS: list[Any] = FrozenList()  # an empty list for each event that waits would take 56 bytes
+
+
+DONE = object()
+"""What is yielded when all handlers of an event have run."""
 
 
 class Halt(enum.Enum):
@@ -176,7 +180,7 @@ class Flight(Unit):
 
     def outcomes(self) -> Outcomes:
         """Return the outcomes there are."""
-        return Outcomes(self.event, self.plan, self.results, self.dropped)
+        return outcomes_of(self.event, self.plan, self.results, self.dropped)
 
     async def wait(self) -> None:
         """Wait until it has settled."""
