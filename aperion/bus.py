@@ -398,7 +398,7 @@ class EventBus(Router):
         if self._watches or self._processors or self._waits_for_disk:
             return await self._emit_slowly(engine, event, payload, details)
         try:
-            made = self._intake.event(event, payload, details)
+            made = self._intake.event(event, payload, details, here_now())
         except ValidationError as error:
             self._reject(event, payload, details, error)
             raise
@@ -551,7 +551,7 @@ class EventBus(Router):
         if self._spans is not None or self._waits_for_disk:
             return await self._dispatch_slowly(engine, event, payload, details, within)
         try:
-            made = self._intake.event(event, payload, details)
+            made = self._intake.event(event, payload, details, here)
         except ValidationError as error:
             self._reject(event, payload, details, error)
             raise
@@ -607,7 +607,7 @@ class EventBus(Router):
     ) -> Event[Any] | Flight:
         """Make the event and run the processors; a flight is that of an event which one of them dropped."""
         try:
-            event = self._intake.event(subject, payload, details)
+            event = self._intake.event(subject, payload, details, here_now())
         except ValidationError as error:
             self._reject(subject, payload, details, error)
             raise

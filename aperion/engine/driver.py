@@ -32,7 +32,8 @@ class Driver:
     Each time it waits in a handler that the deadlines do not know yet, they are told.
     """
 
-    # Mutable: what it waits for, a cancellation that is on its way, and whether it is left behind.
+    # Mutable: what it waits for, a cancellation that is on its way, what was thrown into it, the lane of the
+    # deadlines it stands in, and whether it is left behind.
     __slots__ = (
         "_context",
         "_deadlines",
@@ -41,6 +42,8 @@ class Driver:
         "_waiting",
         "baseline",
         "coroutine",
+        "disturbed",
+        "lane",
         "requested",
         "task",
         "unit",
@@ -60,6 +63,8 @@ class Driver:
         self.task = task
         self.baseline = task.cancelling()  # cancellations of the task that were under way before
         self.requested = False  # the engine has cancelled it
+        self.disturbed: asyncio.CancelledError | None = None
+        self.lane: dict[Unit, float] | None = None
         self._context = context
         self._waiting = waiting
         self._deadlines = deadlines
@@ -121,7 +126,7 @@ class Driver:
                     self._due = False
                     # Whose it is stands in the message of a cancellation; a new one has no frames that it keeps alive.
                     words = thrown.args if isinstance(thrown, asyncio.CancelledError) else ()
-                    unit.disturbed = asyncio.CancelledError(*words)
+                    self.disturbed = asyncio.CancelledError(*words)
                     self._waiting = step(coroutine.throw, thrown)
         except StopIteration:
             return DONE

@@ -10,7 +10,7 @@ import types
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from aperion.context import Scope, be_here, handing, here_now
+from aperion.context import Scope, be_here, go, handing
 from aperion.engine.driver import interrupted
 from aperion.engine.flight import DONE, Flight, Halt, Park, root_of
 from aperion.engine.slots import Slots
@@ -81,12 +81,13 @@ class Execution:
 
         A coroutine for each event would cost as much as a handler: to make it, and to raise that it has ended.
         """
-        facts = self._facts
+        ended, left = self._facts.ended, self._facts.left  # fixed when the bus starts
+        watched = self._facts.started is not None
         flight = yield DONE
         while True:
             event = flight.event
             results = flight.results = []
-            ended, left, careful = facts.ended, facts.left, event._opaque or facts.started is not None
+            careful = watched or event._opaque
             be_here(flight)
             flight.started = monotonic()
             for subscription in flight.plan:
@@ -97,7 +98,8 @@ class Execution:
                         returned = yield from self._handle(flight, subscription, 1)
                     else:
                         returned = yield from direct(event)
-                    if flight.disturbed and (flight.halt is not None or interrupted(flight)):
+                    rest = flight.rest
+                    if rest is not None and rest.disturbed and (flight.halt is not None or interrupted(flight)):
                         raise _cancelled(flight)  # noqa: TRY301 - the handler has kept that to itself
                 except BaseException as error:  # noqa: BLE001 - SystemExit, CancelledError and groups are failures too
                     end = self._judged(flight, len(results), subscription, 1, error)
@@ -120,14 +122,15 @@ class Execution:
                         ended(event, subscription, went_well(1, seconds, returned))
                 if left is not None:
                     left(event, subscription, 1)
-                if here_now() is not flight:  # the handler has changed it, or had a copy of the event
+                if flight.moved:  # the handler has changed where it is, or had a copy of the event
+                    flight.moved = False
                     be_here(flight)
             else:
                 flight.passed = True
                 if not flight.retrying:
                     self._settlement.settle(flight)
             # Nothing of an event is kept until the next one comes.
-            flight = event = results = subscription = direct = returned = None  # type: ignore[assignment]
+            flight = event = results = subscription = direct = returned = rest = None  # type: ignore[assignment]
             flight = yield DONE
 
     def begin(self, unit: Unit) -> tuple[Any, Any]:
@@ -158,7 +161,8 @@ class Execution:
             if not subscription.open:
                 raise NotDeliveredError(f"{subscription.name} was paused or unsubscribed before it")  # noqa: TRY301
             returned = await self._handle(rerun, subscription, number)
-            if rerun.disturbed and (rerun.halt is not None or interrupted(rerun)):
+            rest = rerun.rest
+            if rest is not None and rest.disturbed and (rerun.halt is not None or interrupted(rerun)):
                 raise _cancelled(rerun)  # noqa: TRY301
         except BaseException as error:  # noqa: BLE001
             end = self._judged(rerun, rerun.index, subscription, number, error)
@@ -182,7 +186,7 @@ class Execution:
             raise _Skipped
         handed = own_copy(event)
         if handed is not event:
-            be_here(handing(handed, unit))
+            go(handing(handed, unit))
         if subscription.kind is not HandlerKind.ASYNC:
             await self._slot(unit, subscription, between=True)
         try:
@@ -280,7 +284,8 @@ class Execution:
             if unit.rest is not None:
                 unit.rest.calm()
         end = _cancelled(unit) if outside or unit.halt is Halt.STOPPED else None
-        unit.disturbed = None
+        if unit.rest is not None:
+            unit.rest.disturbed = None
         self._settlement.failed(unit, index, subscription, attempt)
         unit.job = None  # a retry of this delivery has it; the next delivery has nothing to do with it
         if unit.halt is Halt.CLOSED:
@@ -351,7 +356,7 @@ def _attempt(unit: Unit, subscription: Subscription, number: int, error: BaseExc
 
 def _cancelled(unit: Unit) -> asyncio.CancelledError:
     """Return the cancellation that a unit has met, so that its owner knows it again."""
-    return unit.disturbed or asyncio.CancelledError()
+    return (unit.rest and unit.rest.disturbed) or asyncio.CancelledError()
 
 
 def _says_yes(subscription: Subscription, event: Event[Any]) -> bool:

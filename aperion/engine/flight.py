@@ -82,6 +82,8 @@ class Rest(Protocol):
     task: asyncio.Task[Any]
     baseline: int
     requested: bool
+    disturbed: asyncio.CancelledError | None
+    lane: dict[Unit, float] | None
 
     def cancel(self) -> None:
         """Cancel the unit, and nothing else that its task does."""
@@ -111,12 +113,11 @@ class Unit:
     """Work that a task does in one go: the handlers of an event, or one of them once more."""
 
     # Mutable, on the loop's thread: when the handler that runs was started (monotonic seconds) and how long it may
-    # take; how the rest is driven once it waits; the lane of the deadlines it stands in; why it is cancelled;
-    # what was thrown into it; the unit around a dispatch; whether a worker runs it, which then holds
-    # a place, and how many of its waits have lent that place, until each handler was started once, or skipped; what
+    # take; how the rest is driven once it waits; why it is cancelled; the unit around a dispatch; whether a handler
+    # has moved to another context (``context.go``); whether a worker runs it, which then holds a place, and how many of its waits have lent that place, until each handler was started once, or skipped; what
     # is parked while it waits for a thread, and the thread that it has.
     __slots__ = (
-        *("disturbed", "event", "halt", "job", "lane", "lent", "limit"),
+        *("event", "halt", "job", "lent", "limit", "moved"),
         *("parked", "passed", "placed", "rest", "slot", "started", "within"),
     )
 
@@ -125,8 +126,7 @@ class Unit:
     limit: float
     rest: Rest | None
     halt: Halt | None
-    lane: dict[Unit, float] | None
-    disturbed: asyncio.CancelledError | None
+    moved: bool
     within: Unit | None
     passed: bool
     placed: bool
@@ -231,9 +231,8 @@ class Rerun(Unit):
 def begin(unit: Unit) -> None:
     """Set what every unit begins with."""
     unit.started = unit.limit = 0.0
-    unit.rest = unit.halt = unit.lane = unit.within = unit.parked = unit.slot = unit.job = None
-    unit.disturbed = None
-    unit.placed = False
+    unit.rest = unit.halt = unit.within = unit.parked = unit.slot = unit.job = None
+    unit.placed = unit.moved = False
     unit.lent = 0
 
 
