@@ -128,8 +128,7 @@ class Admission:
         flight = Flight()
         # What flight_of() sets, without the calls.
         flight.limit = 0.0
-        flight.rest = flight.halt = flight.within = flight.parked = flight.slot = flight.job = None
-        flight.waiters = flight.waits_for = None
+        flight.rest = flight.halt = flight.within = flight.parked = flight.slot = flight.job = flight.waiters = None
         flight.placed = flight.moved = flight.begun = flight.passed = False
         flight.settled = flight.dropped = flight.system = False
         flight.lent = flight.failures = flight.retrying = 0

@@ -41,6 +41,15 @@ class Waits(Protocol):
     def check_no_cycle(self, target: Flight, unit: Unit | None) -> None:
         """Refuse to wait for an event that waits for the unit itself."""
 
+    def awaited(self, flight: Flight) -> Sequence[Flight]:
+        """Return the events that handlers of an event wait for."""
+
+    def begin(self, flight: Flight, awaited: Flight) -> None:
+        """Take note that a handler of an event waits for another event."""
+
+    def end(self, flight: Flight, awaited: Flight) -> None:
+        """Take note that it does not any more."""
+
     async def wait_for(self, flight: Flight) -> None:
         """Wait until an event has settled."""
 
@@ -158,14 +167,13 @@ class Flight(Unit):
     # at once, to save an object; a list of its own only from the first handler on.
     __slots__ = (
         *("__weakref__", "begun", "dropped", "engine", "failures", "plan", "results"),
-        *("retrying", "settled", "system", "waiters", "waits_for"),
+        *("retrying", "settled", "system", "waiters"),
     )
 
     engine: Host
     plan: Sequence[Subscription]
     results: list[float | Outcome]
     waiters: dict[object, Callable[[], None]] | None
-    waits_for: list[Flight] | None  # what its handlers wait for
     failures: int  # deliveries that failed for good
     retrying: int  # deliveries that wait for another attempt
     begun: bool
@@ -244,7 +252,7 @@ def flight_of(engine: Host, event: Event[Any]) -> Flight:
     flight.engine = engine
     flight.plan = ()
     flight.results = NO_RESULTS
-    flight.waiters = flight.waits_for = None
+    flight.waiters = None
     flight.failures = flight.retrying = 0
     flight.passed = flight.begun = flight.settled = flight.dropped = flight.system = False
     return flight

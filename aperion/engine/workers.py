@@ -268,13 +268,13 @@ class Workers:
         is_own = around is not None and (around.rest is None or around.rest.task is task)
         outer = around.flight if around is not None and is_own else None  # and not of a task that a handler has started
         if outer is not None:
-            outer.waits_for = [*(outer.waits_for or ()), unit.flight]
+            outer.engine.waiting.begin(outer, unit.flight)
         try:
             self._ended(driver, await driver)
         finally:
             self.running.pop(unit, None)
-            if outer is not None and outer.waits_for is not None:
-                outer.waits_for.remove(unit.flight)
+            if outer is not None:
+                outer.engine.waiting.end(outer, unit.flight)
 
     # Places
 
