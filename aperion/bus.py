@@ -224,10 +224,15 @@ class EventBus(Router):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drain the bus, and stop it; being cancelled meanwhile does not cut that short."""
+        """Drain the bus, and stop it; being cancelled meanwhile does not cut that short.
+
+        Raises:
+            DeadlockError: in a handler, which would wait for itself.
+        """
         engine = self._engine
         if engine is None:  # pragma: no cover - left twice
             return
+        engine.waiting.refuse_inside("leaving 'async with bus'")
         try:
             await engine.end(self.drain_timeout)
         finally:
@@ -322,7 +327,7 @@ class EventBus(Router):
             if self._last_drain is None:
                 raise BusNotRunningError("there is nothing to drain: the bus has not been started")
             return self._last_drain
-        self._running("drain").waiting.refuse_inside("drain")
+        self._running("drain").waiting.refuse_inside("drain()")
         return await asyncio.shield(engine.begin_drain(self.drain_timeout if timeout is None else timeout))
 
     async def wait_settled(self) -> None:
@@ -333,7 +338,7 @@ class EventBus(Router):
             DeadlockError: in a handler, which would wait for itself.
         """
         engine = self._running("wait_settled")
-        engine.waiting.refuse_inside("wait_settled")
+        engine.waiting.refuse_inside("wait_settled()")
         await engine.quiet()
 
     def _running(self, method: str) -> Engine:
@@ -424,7 +429,7 @@ class EventBus(Router):
             raise
         if emission is not None:
             emission.ended()
-        return Receipt(flight)
+        return receipt_of(flight)
 
     @overload
     def emit_nowait(self, event: Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
@@ -459,7 +464,7 @@ class EventBus(Router):
             raise
         if emission is not None:
             emission.ended()
-        return Receipt(flight)
+        return receipt_of(flight)
 
     @overload
     def emit_from_thread(
@@ -511,7 +516,7 @@ class EventBus(Router):
             raise
         if emission is not None:
             emission.ended()
-        return Receipt(flight)
+        return receipt_of(flight)
 
     @overload
     async def dispatch(self, event: Payload, /, **details: Unpack[EventDetails]) -> Outcomes: ...
@@ -694,7 +699,7 @@ class EventBus(Router):
             if emission is not None:
                 emission.refused(error)
             raise
-        return Receipt(made) if isinstance(made, Flight) else made, emission
+        return receipt_of(made) if isinstance(made, Flight) else made, emission
 
     async def _accept(self, event: Event[Any]) -> None:
         """Accept an event of an outbox."""

@@ -10,7 +10,7 @@ from aperion.engine.flight import NO_RESULTS, Flight, flight_of
 from aperion.engine.settings import BusState, OverflowPolicy
 from aperion.errors import BackpressureError, BusNotRunningError, DeadlockError, KeyHeldError
 from aperion.events import make_event, set_cascade
-from aperion.receipts import Receipt
+from aperion.receipts import receipt_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aperion.engine.settlement import Settlement
     from aperion.events import Event
     from aperion.protocols import Recorder
+    from aperion.receipts import Receipt
     from aperion.router import Router
 
 _RUNNING = BusState.RUNNING  # looking a member up costs 50 ns, for every event
@@ -289,7 +290,7 @@ class Admission:
     # Listeners and the bus's own events
 
     def _tap(self, flight: Flight) -> None:
-        receipt = Receipt(flight)
+        receipt = receipt_of(flight)
         for tap in tuple(self.taps.values()):
             try:
                 tap(receipt)

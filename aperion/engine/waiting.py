@@ -62,7 +62,7 @@ class Waiting:
         unit = self.handler_here()
         if unit is not None and unit.flight.engine is self._host:
             raise DeadlockError(
-                f"{method}() in a handler of {unit.event.event_type!r} would wait for that handler itself; "
+                f"{method} in a handler of {unit.event.event_type!r} would wait for that handler itself; "
                 "call it outside of handlers, or in a task of its own"
             )
 
