@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aperion.audit import AuditLog, verify
 from aperion.audit.chain import START, seal
-from aperion.audit.compression import compress
-from aperion.audit.index import build
+from aperion.audit.compression import build, compress
 from aperion.audit.record import line, segment
 from aperion.audit.segments import sealed_path
 from aperion.errors import ConfigurationError
@@ -109,7 +108,7 @@ def _tended(log: Path, full: Path, both: int) -> dict[str, float]:
         "verified": 1e9 / verified,
         "ratio": verified / hashed,
         "read": both / _timed(lambda: sum(1 for _ in AuditLog(log).read())) * 1e9,
-        "indexed": size / _timed(lambda: build(full)) * 1e9,
+        "indexed": size / _timed(lambda: build(full, "")) * 1e9,
     }
     for codec in ("gzip", "zstd"):
         content = full.read_bytes()
@@ -155,7 +154,7 @@ def make(log: Path, records: int, files: int = SEGMENTS) -> None:
         path = sealed_path(log, file) if file < files else log
         path.write_bytes(b"".join(lines))
         if file < files:
-            build(path)
+            build(path, "")
 
 
 if __name__ == "__main__":

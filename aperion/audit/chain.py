@@ -23,6 +23,7 @@ GENESIS: Final = "0" * 64
 
 TAIL_LENGTH: Final = len(',"hash":""}\n') + 64
 _HEAD: Final = b'{"v":%d,"seq":' % VERSION
+_BEGIN: Final = b'{"v":'
 _SEALED: Final = re.compile(rb'\{"v":(\d+),"seq":(\d+),(.*),"hash":"([0-9a-f]{64})"\}\n?', re.DOTALL)
 
 
@@ -93,6 +94,11 @@ def filling(bodies: Iterable[bytes], after: Link, room: int) -> int:
         if room <= 0:
             break
     return count
+
+
+def is_sealed(line: bytes) -> bool:
+    """Tell whether a line without its newline begins and ends as a record does; what stands between is not looked at."""
+    return line.startswith(_BEGIN) and line[-75:-66] == b',"hash":"' and line[-2:] == b'"}'
 
 
 def opened(line: bytes) -> Sealed | None:

@@ -377,7 +377,7 @@ def _ends(segment: Segment) -> tuple[bytes, bytes]:
     from aperion.audit.compression import open_lines
 
     with open_lines(segment.path, segment.compression) as lines:
-        head = lines.readline(4096)
+        head = next(lines, b"")
         return head, b"".join(deque(lines, maxlen=2))
 
 

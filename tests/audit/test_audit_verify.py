@@ -606,7 +606,8 @@ def test_a_damaged_block_takes_no_other_with_it(tmp_path: Path, codec: Any) -> N
     path = tmp_path / "events.jsonl"
     whole(path, records=2500)
     packed = compress(sealed_path(path, 2), codec)
-    index = load(packed, packed.stat().st_size)
+    with packed.open("rb") as file:
+        index = load(packed, file.fileno())
     assert index is not None
     block = index.blocks[1]
     content = bytearray(packed.read_bytes())
@@ -625,7 +626,7 @@ def test_a_damaged_block_takes_no_other_with_it(tmp_path: Path, codec: Any) -> N
 
 
 def test_a_line_of_any_length_is_judged_in_bounded_memory(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aperion.audit.verification._LONGEST", 100_000)
+    monkeypatch.setattr("aperion.audit.blocks.LONGEST", 100_000)
     full = sealed_path(log, 2)
     full.write_bytes(full.read_bytes() + b"x" * 250_000 + b"\n")
 
