@@ -18,7 +18,7 @@ from aperion.audit.segments import sealed_path, sealed_segments
 from aperion.errors import AuditUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -86,6 +86,25 @@ class Live:
             if self._reason is None:
                 raise
             self._append(bodies)  # in the next file; if that fails as well, it is not a matter of one file
+
+    def append_about(self, make: Callable[[Link], bytes]) -> bytes:
+        """Append a record that tells of the one before it, which in another file is another one; return it.
+
+        Raises:
+            OSError: when the system refuses.
+        """
+        if self._reason is not None or self._head():
+            self.append([])
+        body = make(self.link)
+        try:
+            self._append([body])
+        except OSError:
+            if self._reason is None:
+                raise
+            self.append([])  # what begins the next file
+            body = make(self.link)
+            self._append([body])
+        return body
 
     def _append(self, bodies: Sequence[bytes]) -> None:
         if self._reason is not None:
