@@ -212,7 +212,12 @@ class Live:
 
     def _open_next(self) -> None:
         file, before = LogFile(self.path), self.file
-        file.protect()
+        try:
+            file.lock()
+            file.protect()
+        except BaseException:
+            file.close()
+            raise
         self.file, self.size = file, file.size
         before.close()
         if self._is_begun:  # and moved by somebody else
