@@ -63,9 +63,9 @@ class Subjects:
     __slots__ = ("_by_digest", "_dirty", "_fd", "_free", "_lock", "_map", "_salt", "_users", "of", "path")
 
     def __init__(self, path: str | os.PathLike[str], of: SubjectOf) -> None:
-        self.path = Path(path)
-        if not self.path.name:
+        if not Path(path).name:
             raise ConfigurationError(f"{os.fspath(path)!r} is no path of a file; pass one such as 'subjects.keys'")
+        self.path = Path(path).absolute()  # the process may change its folder
         if not callable(of):
             raise ConfigurationError(
                 f"of={of!r} cannot be called; pass a function of an event: lambda event: event.key"
