@@ -174,7 +174,6 @@ class Check:
     def _begin(self, record: Sealed, fields: Mapping[str, Any], number: int | None) -> None:
         """Look at the line that begins a file."""
         previous, link = fields.get("previous"), record.link
-        self._removals.file_ends(self._before)
         if fields.get("kind") != "segment" or not isinstance(previous, str):
             self._found(ProblemKind.DAMAGED, link.seq, "the line that begins a file is missing")
             if self._first is None:
@@ -247,7 +246,6 @@ class Check:
     def result(self, log: Path) -> Verification:
         """Return what was found."""
         first, last = self._first or START, self._before
-        self._removals.file_ends(last)
         explained = [problem for problem, end in self._gaps if self._removals.explain(end)]
         self._problems = [problem for problem in self._problems if problem not in explained]
         if not self._records and not self._problems:

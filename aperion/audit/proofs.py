@@ -10,7 +10,6 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from aperion.audit.chain import Link
 from aperion.audit.checkpoints import checkpoint_message, rotation_message
 from aperion.audit.record import parsed
 from aperion.audit.signing import VerifyKey
@@ -18,6 +17,8 @@ from aperion.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from aperion.audit.chain import Link
 
 _SLACK: Final = 1000
 """Records that may follow a checkpoint that is due: a batch is written before it."""
@@ -144,25 +145,21 @@ class Removals:
     died meanwhile, some of those that the record names are still there.
     """
 
-    # Mutable: all of it, file by file.
+    # Mutable: all of it, record by record.
+    __slots__ = ("_last",)
 
     def __init__(self) -> None:
-        self._removed: list[Link] = []
-        self._ends: set[Link] = set()
-
-    def file_ends(self, link: Link) -> None:
-        """Take note of the end of a file that is there."""
-        self._ends.add(link)
+        self._last: dict[int, str] = {}  # of those that were removed: number and hash
 
     def pruned(self, detail: Mapping[str, Any]) -> None:
         """Take note of a record about files that are removed: up to which record."""
         seq, digest = detail.get("last_seq"), detail.get("last_hash")
         if isinstance(seq, int) and isinstance(digest, str):
-            self._removed.append(Link(seq, digest))
+            self._last[seq] = digest
 
     def explain(self, end: Link) -> bool:
         """Tell whether the records up to one, and perhaps more that are still there, were removed by the log itself."""
-        return any(link == end or (link.seq > end.seq and link in self._ends) for link in self._removed)
+        return self._last.get(end.seq) == end.hash or max(self._last, default=0) > end.seq
 
 
 def _message(make: Any, fields: Mapping[str, Any]) -> bytes:

@@ -106,6 +106,28 @@ def test_files_that_go_while_the_log_is_verified_are_no_alarm(path: Path) -> Non
     assert [problem.kind.value for problem in verify(path).problems] == ["missing_segment"]
 
 
+def test_files_that_go_one_by_one_while_the_log_is_verified_are_no_alarm(path: Path) -> None:
+    """Each with a record of its own, of which the first ones go too; what no record tells of is found."""
+    writing = Writing(path)
+    path.parent.mkdir()
+    end = writing.link
+    for number in range(1, 8):
+        writing.begin()
+        writing.add(*(event(10 * number + each) for each in range(5)))
+        if number > 2:  # the one before the last is removed
+            detail = {"pruned": [sealed_path(path, number - 2).name], "last_seq": end.seq, "last_hash": end.hash}
+            writing.add(about_log("log", detail))
+        writing.end(live=number == 7)
+        end = opened(sealed_path(path, number - 1).read_bytes().splitlines()[-1]).link if number > 1 else end  # type: ignore[union-attr]
+    sealed_path(path, 1).unlink()
+    for number in (3, 4, 5):
+        sealed_path(path, number).unlink()
+
+    assert verify(path).problems == ()
+    sealed_path(path, 6).unlink()
+    assert [problem.kind.value for problem in verify(path).problems] == ["missing_segment"]
+
+
 @pytest.mark.parametrize("gone", [1, 2, 3])
 async def test_a_process_that_dies_between_two_removals_leaves_no_alarm(path: Path, gone: int) -> None:
     """The record names three files, of which some are still there."""
