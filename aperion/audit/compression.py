@@ -9,13 +9,14 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aperion.audit.blocks import BLOCK, CHUNK, LONGEST, chunks, whole_lines
 from aperion.audit.files import sync_folder
-from aperion.audit.index import Builder, path_of
+from aperion.audit.index import Builder, load, path_of
 from aperion.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -184,6 +185,20 @@ def beginning(fd: int, compression: str, most: int) -> bytes:
         return bytes(_unpacker(compression).decompress(content, most))
     except _damages(compression):
         return b""
+
+
+def ending(path: Path, fd: int, compression: str) -> bytes:
+    """Return the last lines of a file, as far as they can be unpacked: of the last block, where an index tells it.
+
+    Raises:
+        ConfigurationError: for zstd without the package for it.
+    """
+    index = load(path, fd)
+    if index is not None and index.blocks:
+        last = index.blocks[-1]
+        with suppress(DamagedError):
+            return unpacked(os.pread(fd, last.size, last.offset), compression)
+    return next(iter(deque(filter(None, lines(fd, os.fstat(fd).st_size, compression)), maxlen=1)), b"")
 
 
 def frames(fd: int, size: int, compression: str) -> Iterator[Frame]:

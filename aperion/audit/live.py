@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -398,11 +397,13 @@ def _ends(segment: Segment) -> tuple[bytes, bytes]:
             head = file.readline(4096)
             file.seek(max(os.fstat(file.fileno()).st_size - _LOOK_BACK, 0))
             return head, file.read()
-    from aperion.audit.compression import open_lines
+    from aperion.audit.compression import beginning, ending
 
-    with open_lines(segment.path, segment.compression) as lines:
-        head = next(lines, b"")
-        return head, b"".join(deque(lines, maxlen=2))
+    with segment.path.open("rb") as file:
+        fd = file.fileno()
+        return beginning(fd, segment.compression, 4096).partition(b"\n")[0], ending(
+            segment.path, fd, segment.compression
+        )
 
 
 def _reason(error: OSError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
@@ -54,11 +55,7 @@ class Reading:
 
     def __iter__(self) -> Iterator[AuditRecord]:
         """Iterate from the beginning, or from the end with ``newest_first``."""
-        left = self._query.limit
-        for record in self._all():
-            yield record
-            if left is not None and (left := left - 1) == 0:
-                return
+        return islice(self._all(), self._query.limit)
 
     async def __aiter__(self) -> AsyncIterator[AuditRecord]:
         """Do the same without holding up the loop; cancelling it ends it after the batch that is read."""
