@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from test_audit import open_log, placed, until
+from test_audit import child_environment, open_log, placed, until
 from test_audit_reading import BEGIN, body, seqs, write
 
 import aperion
@@ -320,3 +321,48 @@ def test_a_log_that_is_not_there_and_an_empty_one_are_not_verified(path: Path, i
     assert str(path) in problem.text
     assert ("there is no log at" in problem.text) is not is_there
     assert datetime.now(UTC) > BEGIN
+
+
+# The ring
+
+
+LEAVING = """
+import asyncio, os, sys
+from pathlib import Path
+from test_audit import placed
+from aperion.audit import AuditLog
+
+async def main(path):
+    log = AuditLog(path, buffer_bytes=1 << 16)
+    await log.start()
+    for number in range(20):
+        log.accepted(placed(str(number)))
+    while log.stats().buffered_bytes:
+        await asyncio.sleep(0.001)
+    os._exit(0)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+async def test_no_flipped_bit_of_a_ring_that_a_killed_process_left_leads_the_chain_astray(path: Path) -> None:
+    """In what it says of where the log ended: a start refuses it, and the log does not go on from where it did not end."""
+    environment = {**child_environment(), "PYTHONPATH": f"{Path(aperion.__file__).parents[1]}:{Path(__file__).parent}"}
+    done = await anyio.run_process([sys.executable, "-W", "ignore", "-c", LEAVING, str(path)], env=environment)
+    assert done.returncode == 0
+    ring = path.with_name(f"{path.name}.ring")
+    kept, content = ring.read_bytes(), path.read_bytes()
+    slot = 8 * (24, 40)[kept[8 * 16] % 2]
+
+    for at in range(slot, slot + 84, 3):
+        damaged = bytearray(kept)
+        damaged[at] ^= 1 << at % 8
+        ring.write_bytes(damaged)
+        with pytest.raises(aperion.AuditUnavailable, match="is damaged; move it away"):
+            await AuditLog(path).start()
+        assert path.read_bytes() == content
+
+    ring.write_bytes(kept)
+    async with open_log(path):
+        pass
+    assert verify(path).ok
