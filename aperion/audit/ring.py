@@ -35,7 +35,7 @@ _WORDS: Final = struct.Struct("=64Q")
 _SLOT: Final = struct.Struct("=6Q32s")
 """tail and the checksum there; device, inode and size of the file; number and hash of the last record."""
 _SLOT_SUM: Final = struct.Struct("=I")
-"""CRC-32 of a slot, behind it: where the log ended is believed to the bit, or not at all."""
+"""Of a slot, behind it: where the log ended is believed to the bit, or not at all."""
 _POSITION: Final = 48
 """Bits of the word ``head`` that are the position; above it are those of the checksum that fit."""
 _ALL_BITS: Final = (1 << 64) - 1
@@ -83,6 +83,9 @@ class Leftover:
     content: bytes
     garbled: bytes
     missed: Missed | None
+
+
+_SUM_OF_ZEROS: Final = crc32(bytes(_SLOT.size - 16))
 
 
 def lock(path: Path, log: Path) -> int:
@@ -140,7 +143,7 @@ def leftover(fd: int, path: Path, log: Path) -> Leftover | None:
     at = 8 * _AT_SLOTS[words[_AT_SELECTED] % 2]
     slot = os.pread(fd, _SLOT.size + _SLOT_SUM.size, at)
     tail, before, device, inode, length, seq, digest = _SLOT.unpack_from(slot)
-    is_whole = crc32(slot[: _SLOT.size]) == _SLOT_SUM.unpack_from(slot, _SLOT.size)[0]
+    is_whole = _sum_of(slot[: _SLOT.size]) == _SLOT_SUM.unpack_from(slot, _SLOT.size)[0]
     if size != HEADER + capacity or not is_whole or not 0 <= head - tail <= capacity:
         raise AuditUnavailable(log, f"the ring {path} is damaged; move it away, what it holds can be read as text")
     count, since, until = words[_AT_MISSED : _AT_MISSED_TO + 1]
@@ -157,6 +160,14 @@ def _word(position: int, checksum: int) -> int:
 
 def _parted(word: int) -> tuple[int, int]:
     return word & (1 << _POSITION) - 1, word >> _POSITION
+
+
+def _sum_of(slot: bytes) -> int:
+    """Return the checksum of a slot: zero for one of zeros, as a ring has it that is a mere lock.
+
+    Which file it is about is not in it: that is compared with the file there is.
+    """
+    return crc32(slot[32:], crc32(slot[:16])) ^ _SUM_OF_ZEROS
 
 
 def _header(fd: int) -> tuple[int, ...]:
@@ -309,7 +320,7 @@ class Ring:
             mapped, 8 * _AT_SLOTS[other], tail, self._sum_taken, *place.file, place.size, place.link.seq, digest
         )
         end = 8 * _AT_SLOTS[other] + _SLOT.size
-        _SLOT_SUM.pack_into(mapped, end, crc32(mapped[end - _SLOT.size : end]))
+        _SLOT_SUM.pack_into(mapped, end, _sum_of(mapped[end - _SLOT.size : end]))
         words[_AT_SELECTED] = other
 
     def moved(self) -> bool:

@@ -354,7 +354,7 @@ async def test_no_flipped_bit_of_a_ring_that_a_killed_process_left_leads_the_cha
     kept, content = ring.read_bytes(), path.read_bytes()
     slot = 8 * (24, 40)[kept[8 * 16] % 2]
 
-    for at in range(slot, slot + 84, 3):
+    for at in (*range(slot, slot + 16, 3), *range(slot + 32, slot + 84, 3)):  # between them: which file it is
         damaged = bytearray(kept)
         damaged[at] ^= 1 << at % 8
         ring.write_bytes(damaged)
