@@ -29,6 +29,8 @@ _OWN: Final = re.compile(rb'"time":\d+,"kind":"(segment|log|checkpoint|key_rotat
 """Of records that say something about the log."""
 _RECENT: Final = 16
 """Blocks, more than a batch of the writer."""
+_SHORTEST: Final = 75
+"""Bytes that each record has more of."""
 
 
 class Check:
@@ -52,7 +54,7 @@ class Check:
         self._anew: tuple[Link, int] | None = None  # the end of a file that was left, and the record that says so
         self._log: object = None
         self._at = ("", 0, 0)
-        self._recent: deque[bytes] = deque(maxlen=_RECENT)
+        self._recent = _Recent()
         self._twice: tuple[int, int] | None = None  # the problem, and the first number
 
     def file(self, segment: Segment, fd: int, size: int, behind: Behind) -> Iterator[int]:
@@ -60,29 +62,32 @@ class Check:
         self._names.append(segment.path.name)
         count = offset = 0
         for content in lines(fd, size, segment.compression):
-            found, at = _lines(content, segment), 0
-            self._recent.append(content)
+            found, at, begin = _lines(content, segment), 0, offset
+            self._recent.add(content)
             while True:
-                if count or at:
-                    at += self._run(found[at:], behind)
+                run = self._run(found, at, behind) if count or at else 0
+                begin += sum(map(len, found[at : at + run])) + run
+                at += run
                 if at == len(found):
                     break
-                self._at = (segment.path.name, count + at + 1, offset + sum(map(len, found[:at])) + at)
-                if not self._line(found[at], None if count or at else segment, behind):
+                self._at = (segment.path.name, count + at + 1, begin)
+                if not self._line(found, at, None if count or at else segment, behind):
                     return
+                begin += len(found[at]) + 1
                 at += 1
             count += len(found)
             offset += len(content)
+            self._at = (segment.path.name, count, begin - len(found[-1]) - 1 if found else begin)
             yield 0 if segment.compression else offset
 
-    def _run(self, found: list[bytes], behind: Behind) -> int:
+    def _run(self, found: list[bytes], at: int, behind: Behind) -> int:
         """Go on with lines as long as nothing is to be said of one, and return how many those were."""
         before = self._before
-        if self._damaged or self._stated or self._left is not None:
-            return 0
         most = min(behind.seq, self._proofs.silent_until(before.seq)) - before.seq
+        if self._damaged or self._stated or self._left is not None or most <= 0:
+            return 0
         seq, hashed_before, own = before.seq, before.hash.encode(), _OWN.match
-        for line in found if most >= len(found) else found[: max(int(most), 0)]:
+        for line in found[at : int(min(at + most, len(found)))]:
             signed, digest = line[:-75], line[-66:-2]
             head = b'{"v":1,"seq":%d,' % (seq + 1)
             if (
@@ -101,8 +106,9 @@ class Check:
             self._twice = None
         return seq - before.seq
 
-    def _line(self, line: bytes, begins: Segment | None, behind: Behind) -> bool:
+    def _line(self, found: list[bytes], at: int, begins: Segment | None, behind: Behind) -> bool:
         """Look at one line; return whether those behind it count too."""
+        line = found[at]
         record = opened(line)
         if record is None:
             self._damaged += 1
@@ -117,7 +123,7 @@ class Check:
         if begins is not None:
             self._begin(record, fields, begins.number)
         before = self._before
-        if self._follows(record, line):
+        if self._follows(record, line, at):
             if own or self._left is not None:
                 self._look_at(fields, record, before)
             self._overdue(record.link)
@@ -128,7 +134,7 @@ class Check:
 
     # The chain
 
-    def _follows(self, record: Sealed, line: bytes) -> bool:
+    def _follows(self, record: Sealed, line: bytes, at: int) -> bool:
         """Go on with a record, if it can be; say so where it cannot follow the one before."""
         before, link = self._before, record.link
         stated, self._stated = self._stated, ()
@@ -139,14 +145,14 @@ class Check:
         if any(map(record.follows, stated)):  # it follows a line that was found to be wrong
             if link.seq > before.seq:
                 self._before = link
-            elif self._twice is not None and self._stands_before(line):
+            elif self._twice is not None and self._recent.has_before(line, at):
                 self._tell_twice(link.seq)
             return link.seq > before.seq
         expected = before.seq + 1
         if link.seq < expected:
             self._found(ProblemKind.OUT_OF_PLACE, link.seq, f"record {link.seq} stands where {expected} should")
             self._twice = None
-            if self._stands_before(line):
+            if self._recent.has_before(line, at):
                 self._twice = len(self._problems) - 1, link.seq
                 self._tell_twice(link.seq)
             return False
@@ -158,17 +164,13 @@ class Check:
             self._found(kind, expected, _missing(expected, link.seq))
         return True
 
-    def _stands_before(self, line: bytes) -> bool:
-        """Tell whether a line stood there a little before."""
-        return sum(content.count(line) for content in self._recent) > 1  # itself
-
     def _tell_twice(self, last: int) -> None:
         """Say of lines that stand there a second time that they do, once: what the log says is the same."""
         if self._twice is None:
             return
         place, first = self._twice
         which = f"record {first} stands" if first == last else f"the records {first} to {last} stand"
-        text = f"{which} here a second time, word for word, as after a fault of the writer"
+        text = f"{which} here a second time, word for word; it is read once"
         self._problems[place] = replace(self._problems[place], text=text)
 
     def _begin(self, record: Sealed, fields: Mapping[str, Any], number: int | None) -> None:
@@ -271,6 +273,32 @@ class Check:
         if self._names:
             text = f"{log} holds no record, and there is nothing to verify"
         self._problems.append(Problem(ProblemKind.NOTHING, log.name, 0, 0, None, text))
+
+
+class _Recent:
+    """The lines that came last; taken apart when it is first asked for one."""
+
+    # Mutable: blocks come and go, with the places of their lines.
+    __slots__ = ("_blocks",)
+
+    def __init__(self) -> None:
+        self._blocks: deque[tuple[bytes, dict[bytes, int]]] = deque(maxlen=_RECENT)
+
+    def add(self, content: bytes) -> None:
+        """Add the block that is looked at now."""
+        self._blocks.append((content, {}))
+
+    def has_before(self, line: bytes, at: int) -> bool:
+        """Tell whether a line of that block stood there before."""
+        for back, (content, places) in enumerate(reversed(self._blocks)):
+            if not places:
+                for place, other in enumerate(content.split(b"\n")):
+                    if len(other) > _SHORTEST:
+                        places.setdefault(other, place)
+            first = places.get(line)
+            if first is not None and (back or first < at):
+                return True
+        return False
 
 
 def _lines(content: bytes, segment: Segment) -> list[bytes]:

@@ -31,6 +31,7 @@ _GZIP: Final = 31
 """What tells zlib that it is gzip."""
 _PACKED: Final = 64 << 10
 _AT_ONCE: Final = 1 << 20
+_FEW: Final = 512
 
 
 class DamagedError(OSError):
@@ -229,21 +230,22 @@ def frames(fd: int, size: int, compression: str) -> Iterator[Frame]:
 
 def _next_frame(fd: int, size: int, compression: str, at: int) -> int:
     """Return where the next frame begins that can be unpacked; the end where there is none."""
-    magic = _MAGIC[compression]
+    magic, damages = _MAGIC[compression], _damages(compression)
     while at < size:
         content = os.pread(fd, CHUNK, at)
         found = content.find(magic)
-        if found < 0:
-            at += max(len(content) - len(magic) + 1, 1)
-            continue
-        at += found
-        try:
-            for _ in _unpacking(chunks(fd, size, _PACKED, at=at), compression):
-                pass
-        except _damages(compression):
-            at += 1
-        else:
-            return at
+        while found >= 0:
+            try:
+                _unpacker(compression).decompress(
+                    content[found : found + _FEW], _FEW
+                )  # most fail here, and cost little
+                for _ in _unpacking(chunks(fd, size, _PACKED, at=at + found), compression):
+                    pass
+            except damages:
+                found = content.find(magic, found + 1)
+            else:
+                return at + found
+        at += max(len(content) - len(magic) + 1, 1)
     return size
 
 
