@@ -53,7 +53,7 @@ class Frame:
     content: bytes
 
 
-def compress(path: Path, codec: Codec, *, go_on: Callable[[], bool] = lambda: True) -> Path | None:
+def compress(path: Path, codec: Codec, go_on: Callable[[], bool] = lambda: True) -> Path | None:
     """Replace a full file by a compressed one, with its index; waits for the disk.
 
     It can be cut short anywhere: the plain file goes last, and as long as it is there it counts.

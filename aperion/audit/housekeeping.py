@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import deque
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 10.0
 """Seconds that closing a log waits for the file that is compressed just then; the next start does what is left."""
+_RETRY: Final = 1.0
+"""Seconds until what failed for want of descriptors is tried again; and for which who was told to hurry is waited for."""
 
 
 class Housekeeper:
@@ -32,11 +35,8 @@ class Housekeeper:
     when it stops too.
     """
 
-    # Mutable: failures and what failed, by the thread; what is to be done, by anybody.
-    __slots__ = (
-        *("_again", "_codec", "_files", "_is_hurried", "_is_stopping", "_jobs", "_path", "_thread", "_wake"),
-        "failures",
-    )
+    # Mutable: failures, by the thread; what is to be done, by anybody.
+    __slots__ = ("_codec", "_ending", "_files", "_is_hurried", "_jobs", "_path", "_thread", "_wake", "failures")
 
     def __init__(self, path: Path, codec: Codec | None) -> None:
         self.failures = 0
@@ -45,9 +45,8 @@ class Housekeeper:
         # As many as files become full and checkpoints are due; each is a few words.
         self._jobs: deque[Callable[[], object]] = deque()
         self._files: deque[Segment] = deque()
-        self._again: list[Segment] = []  # after another one: there may have been no room, or no descriptor
-        self._is_stopping = self._is_hurried = False
-        self._wake = threading.Event()
+        self._is_hurried = False
+        self._ending, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"aperion-audit-{path.name}-files", daemon=True)
 
     def start(self) -> None:
@@ -73,40 +72,39 @@ class Housekeeper:
 
     def stop(self) -> None:
         """End when the file that is compressed just then is, or after ten seconds, and leave others to the next start. Waits."""
-        self._is_stopping = True
+        self._ending.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(_PATIENCE)
             self._is_hurried = True
-            self._thread.join(_PATIENCE)
+            self._thread.join(_RETRY)
 
     def _run(self) -> None:
         while True:
             self._wake.clear()  # first: what comes from here on wakes it again
-            is_stopping = self._is_stopping
+            is_ending = self._ending.is_set()
             if self._jobs:
                 self._do(self._jobs.popleft())
-            elif is_stopping:
+            elif is_ending:
                 return
             elif self._files:
-                self._tend(self._files.popleft())
+                segment = self._files.popleft()
+                self._do(lambda segment=segment: self._tidy(segment))  # type: ignore[misc]  # bound early
             else:
                 self._wake.wait()
 
-    def _tend(self, segment: Segment) -> None:
-        if self._do(lambda: self._tidy(segment)):
-            self._files.extend(self._again)
-            self._again = []
-        else:
-            self._again.append(segment)
+    def _do(self, job: Callable[[], object]) -> None:
+        while not self._done(job) and not self._ending.wait(_RETRY):
+            pass
 
-    def _do(self, job: Callable[[], object]) -> bool:
+    def _done(self, job: Callable[[], object]) -> bool:
+        """Do something; tell whether that is all, since what fails for want of descriptors is tried again."""
         try:
             job()
         except Exception as error:  # noqa: BLE001 - whatever it is, the log itself is whole
             self.failures += 1
             _log.error("audit log housekeeping failed", error_type=type(error).__name__, reason=str(error))
-            return False
+            return not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE)
         return True
 
     def _tidy(self, segment: Segment) -> None:
@@ -118,7 +116,7 @@ class Housekeeper:
         with file:
             is_indexed = index.load(segment.path, file.fileno()) is not None
         if self._codec is not None and not segment.compression:
-            compression.compress(segment.path, self._codec, go_on=lambda: not self._is_hurried)
+            compression.compress(segment.path, self._codec, lambda: not self._is_hurried)
         elif not is_indexed:
             compression.build(segment.path, segment.compression)
 

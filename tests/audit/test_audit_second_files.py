@@ -204,6 +204,17 @@ async def test_closing_leaves_files_that_are_not_compressed_to_the_next_start(pa
     assert not list(path.parent.glob("*.new"))
 
 
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_compression_that_is_not_to_go_on_leaves_the_file_as_it_was(path: Path, codec: Any) -> None:
+    write(path, [[body(number) for number in range(3000)], []])
+    before, asked = sorted(path.parent.iterdir()), [1, 2, 3]
+
+    assert compress(sealed_path(path, 1), codec, lambda: asked.pop() != 1) is None
+    assert sorted(path.parent.iterdir()) == before
+    assert asked == []
+    assert verify(path).ok
+
+
 async def test_closing_copies_the_last_checkpoint_and_removes_what_has_its_time(path: Path, tmp_path: Path) -> None:
     """However much there is to compress."""
     kept = tmp_path / "kept"
