@@ -25,7 +25,7 @@ TAIL_LENGTH: Final = len(',"hash":""}\n') + 64
 _HEAD: Final = b'{"v":%d,"seq":' % VERSION
 _BEGIN: Final = b'{"v":'
 _HEXADECIMAL: Final = b"0123456789abcdef"
-_SEALED: Final = re.compile(rb'\{"v":(\d+),"seq":(\d+),(.*),"hash":"([0-9a-f]{64})"\}\n?', re.DOTALL)
+_SEALED: Final = re.compile(rb'\{"v":(\d{1,18}),"seq":(\d{1,18}),(.*),"hash":"([0-9a-f]{64})"\}\n?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class Check:
     def _begin(self, record: Sealed, fields: Mapping[str, Any], number: int | None) -> None:
         """Look at the line that begins a file."""
         previous, link = fields.get("previous"), record.link
-        if fields.get("kind") != "segment" or not isinstance(previous, str):
+        if fields.get("kind") != "segment" or not isinstance(previous, str) or not previous.isascii():
             self._found(ProblemKind.DAMAGED, link.seq, "the line that begins a file is missing")
             if self._first is None:
                 self._first = self._before = Link(max(link.seq - 1, 0), self._before.hash)

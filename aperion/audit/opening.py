@@ -73,10 +73,10 @@ def begin_of(segment: Segment, fd: int) -> Begin | None:
     record = opened(beginning(fd, segment.compression, _HEAD).partition(b"\n")[0])
     try:
         fields: Any = parsed(record.body) if record is not None else None
-        if record is None or fields["kind"] != "segment":
+        if record is None or fields["kind"] != "segment" or not fields["previous"].isascii():
             return None
-        return Begin(int(fields["segment"]), Link(record.link.seq - 1, str(fields["previous"])))
-    except (ValueError, KeyError, TypeError):
+        return Begin(int(fields["segment"]), Link(record.link.seq - 1, fields["previous"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

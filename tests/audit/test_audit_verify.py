@@ -632,3 +632,25 @@ def test_a_line_of_any_length_is_judged_in_bounded_memory(log: Path, monkeypatch
 
     assert found(verify(log)) == [("damaged", SECOND, RECORDS + 3 + n) for n in range(3)]
     assert os.path.getsize(full) > 250_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace(b'"seq":', b'"seq":' + b"9" * 5_000),
+        lambda line: line.replace(b'"previous":"', b'"previous":"\\u00e9'),
+        lambda line: line.replace(b'"segment":2', b'"segment":' + b"9" * 5_000),
+    ],
+)
+async def test_whatever_the_first_line_of_a_file_says_the_log_is_verified_and_read(
+    log: Path, change: Callable[[bytes], bytes]
+) -> None:
+    """By somebody who computed its hash anew."""
+    lines = log.with_name(SECOND).read_bytes().splitlines(keepends=True)
+    before = opened(sealed_path(log, 1).read_bytes().splitlines()[-1]).link  # type: ignore[union-attr]  # it is a record
+    changed = change(seal([change(opened(lines[0]).body)], before)[0][0])  # type: ignore[union-attr]
+    log.with_name(SECOND).write_bytes(b"".join([changed, *lines[1:]]))
+
+    assert verify(log).problems[0].segment == SECOND
+    for newest_first in (False, True):
+        assert len(list(Reading(log, Query(newest_first=newest_first)))) >= FILES * (RECORDS + 2) - 1
