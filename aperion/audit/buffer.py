@@ -43,8 +43,8 @@ class Buffer:
 
     # Mutable: with which parts it is open, what is counted, and who waits.
     __slots__ = (
-        *("_crowd", "_fails", "_half", "_largest", "_loop", "_missed", "_parts", "_path", "_purge_at", "_put"),
-        *("_stood_at", "_waiting", "is_open", "missing", "records"),
+        *("_crowd", "_fails", "_half", "_largest", "_loop", "_missed", "_moved_at", "_moved_to", "_parts", "_path"),
+        *("_purge_at", "_put", "_stood_at", "_waiting", "is_open", "missing", "records"),
     )
 
     def __init__(self, path: Path, capacity: int, *, fails: bool) -> None:
@@ -58,7 +58,8 @@ class Buffer:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # emitters; bounded by their number
         self._purge_at = _MANY
         self._crowd: dict[asyncio.Future[None], None] = {}  # those who wait for room, in order; bounded likewise
-        self._stood_at = -1
+        self._stood_at = self._moved_to = -1
+        self._moved_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parts: Parts | None = None
         self._put: Callable[[bytes], None] = self.refuse
@@ -68,7 +69,7 @@ class Buffer:
         self._parts, self._loop = parts, loop
         self.records = self.missing = 0
         self._missed = None
-        self._stood_at = -1
+        self._stood_at = self._moved_to = -1
         self._put = parts.ring.put
         self.is_open = True
         parts.writer.on_progress = self._progressed
@@ -107,22 +108,39 @@ class Buffer:
             self._put_after_gap(line, self._missed)
         self.records += 1
 
-    def append_owed(self, line: bytes) -> None:
-        """Take a record of what has happened already, and is not undone when it is refused.
+    def append_kept(self, line: bytes) -> None:
+        """Take a record that may wait behind the ring, of an event that is dispatched without it too.
 
         Raises:
-            AuditUnavailable: when the log cannot be written, when the disk is too far behind, and when it is not open.
+            AuditUnavailable: when the log cannot be written, when too much waits, and when it is not open.
         """
         try:
             self.append(line)
         except AuditUnavailable:
-            if self._parts is None or not self.is_open or not self._spilled(line, self._parts):
+            parts = self._parts
+            if parts is None or not parts.spill.takes(len(line)) or not self._spilled(line, parts):
                 raise
 
-    def refused(self, error: AuditUnavailable) -> None:
-        """Remember that a record was refused, for whoever looks at the state of the log."""
-        if self._parts is not None:
-            self._parts.writer.refused(error.reason)
+    def append_owed(self, line: bytes) -> None:
+        """Take a record of what has happened already, and is not undone when it is refused.
+
+        Raises:
+            AuditUnavailable: when the log cannot be written, when the disk stands still, and when it is not open.
+        """
+        try:
+            self.append(line)
+        except AuditUnavailable:
+            parts = self._parts
+            if parts is None or not self._spilled(line, parts):
+                raise
+
+    def refused(self, error: AuditUnavailable) -> bool:
+        """Remember that a record was refused; tell whether the log is to blame, and not the haste of whoever records."""
+        parts = self._parts
+        if parts is None:
+            return False
+        parts.writer.refused(error.reason)
+        return self.is_open and not (error.reason == parts.writer.full and self._gets_on(parts))
 
     def miss(self) -> None:
         """Count a record that could not be taken; the next one that is says so."""
@@ -155,9 +173,15 @@ class Buffer:
     # Behind a ring that is full
 
     def _spilled(self, line: bytes, parts: Parts) -> bool:
-        """Keep a record behind the ring, where the disk gets on and is not too far behind."""
+        """Keep a record behind the ring, unless the log is closed or cannot be written, or the disk stands still.
+
+        While it gets on, all that the events in flight still owe has room here, which is what bounds it: as long
+        as anything waits, emitters do too, and who cannot wait is refused.
+        """
         spill, missed, now = parts.spill, self._missed, time_ns()
-        if parts.writer.failure is not None or not spill.takes(len(line)):
+        if not self.is_open or parts.writer.failure is not None:
+            return False
+        if not spill.takes(len(line)) and not self._gets_on(parts):
             return False
         if len(line) > self._largest:
             line = record.shrunk(line)
@@ -170,6 +194,13 @@ class Buffer:
         self.records += 1
         parts.writer.hurry()
         return True
+
+    def _gets_on(self, parts: Parts) -> bool:
+        """Tell whether the disk works, be it slowly."""
+        tail, now = parts.ring.tail, monotonic()
+        if tail != self._moved_to:
+            self._moved_to, self._moved_at = tail, now
+        return parts.writer.failure is None and now - self._moved_at < _PATIENCE
 
     def _put_behind(self, line: bytes) -> None:
         """Append to the ring when all that waited before it is there."""
