@@ -42,7 +42,7 @@ class Live:
     # Mutable: all of it, by the thread that writes.
     __slots__ = (
         *("_attempt", "_due", "_is_begun", "_names_changed", "_reason"),
-        *("began", "durable", "file", "first", "link", "log", "number", "path", "size", "written"),
+        *("began", "durable", "file", "first", "link", "log", "number", "path", "size", "taken", "written"),
     )
 
     def __init__(self, path: Path, file: LogFile, *, durable: bool) -> None:
@@ -56,6 +56,7 @@ class Live:
         self.first = 0  # number of the record that begins the file
         self.size = 0
         self.written = 0
+        self.taken = 0  # how far the ring is in the log, also where the ring does not know it yet
         self._is_begun = True  # by the line that tells of which log it is
         self._due: list[bytes] = []  # about the log: comes before anything else
         self._attempt = b""  # that failed; a part of it may stand behind the end
@@ -74,25 +75,33 @@ class Live:
 
     # Appending
 
-    def append(self, bodies: Sequence[bytes]) -> None:
+    def append(self, bodies: Sequence[bytes], taken: int | None = None) -> None:
         """Append records; when this raises, none of them is in the log.
+
+        Args:
+            bodies: the records.
+            taken: how far the ring is in the log then, if they are from there.
 
         Raises:
             OSError: when the system refuses.
         """
+        taken = self.taken if taken is None else taken
         try:
-            self._append(bodies)
+            self._append(bodies, taken)
         except OSError:
             if self._reason is None:
                 raise
-            self._append(bodies)  # in the next file; if that fails as well, it is not a matter of one file
+            self._append(bodies, taken)  # in the next file; if that fails as well, it is not a matter of one file
 
-    def _append(self, bodies: Sequence[bytes]) -> None:
+    def _append(self, bodies: Sequence[bytes], taken: int) -> None:
         if self._reason is not None:
             self._go_on_elsewhere(self._reason)
         lines, link = seal([*self._head(), *bodies], self.link)
         content = b"".join(lines)
         self._cut_back()
+        first = self.first if self._is_begun else self.link.seq + 1
+        size, written = self.size + len(content), self.written + len(content)
+        due: list[bytes] = []
         self._attempt = content
         try:
             self._write(content)
@@ -100,12 +109,16 @@ class Live:
             with suppress(OSError):  # the next attempt does it otherwise
                 self._cut_back()
             raise
-        if not self._is_begun:
-            self.first = self.link.seq + 1
-        self._is_begun, self._due, self._attempt = True, [], b""
-        self.size += len(content)
-        self.written += len(content)
+        # Nothing from here on needs memory, nor can it fail in another way: what is in the log must be known to be
+        # there, or it would be written twice. Until here the attempt is what tells, and is cut off.
+        self._is_begun = True
+        self._due = due
+        self._attempt = b""
+        self.first = first
+        self.size = size
+        self.written = written
         self.link = link
+        self.taken = taken
 
     def _head(self) -> list[bytes]:
         if self._is_begun:
@@ -152,7 +165,7 @@ class Live:
             self._due.insert(0, record.about_log("log", detail))
         else:
             self.path.unlink()  # nobody was told of anything in it
-        self._open_next()
+        self._go_over_to(self._opened())
 
     # From file to file
 
@@ -165,11 +178,12 @@ class Live:
         before, sealed = self.number, self._seal()
         number = self.number - 1
         try:
-            self._open_next()
-        except OSError:
+            file = self._opened()
+        except BaseException:
             sealed.rename(self.path)
             self.number, self._is_begun = before, True
             raise
+        self._go_over_to(file)
         return number, sealed
 
     def make_room(self, limit: int | None) -> None:
@@ -186,29 +200,40 @@ class Live:
         sealed = sealed_segments(self.path)
         taken = sealed[-1].number or 0 if sealed else 0
         number = max(self.number, taken + 1)
-        target = sealed_path(self.path, number)
+        target, following = sealed_path(self.path, number), number + 1
         self.path.rename(target)
-        self.number, self._is_begun, self._names_changed = number + 1, False, True
+        self.number = following
+        self._is_begun, self._names_changed = False, True
         return target
 
-    def _open_next(self) -> None:
-        file, before = LogFile(self.path), self.file
-        file.protect()
-        self.file, self.size = file, file.size
-        before.close()
-        if self._is_begun:  # and moved by somebody else
-            self.number += 1
-        self._reason, self._attempt = None, b""
-        self._set_unbegun()
+    def _opened(self) -> LogFile:
+        file = LogFile(self.path)
+        try:
+            file.protect()
+        except BaseException:
+            file.close()
+            raise
+        return file
 
-    def _set_unbegun(self) -> None:
-        self.began = time.time_ns()
-        self.first = self.link.seq + 1
+    def _go_over_to(self, file: LogFile) -> None:
+        before, size, began, first = self.file, file.size, time.time_ns(), self.link.seq + 1
+        number = self.number + 1 if self._is_begun else self.number  # moved by somebody else, if it was begun
+        # All of it, or nothing.
+        self.file = file
+        self.size = size
+        self.number = number
+        self.began = began
+        self.first = first
+        self._reason, self._attempt = None, b""
         self._is_begun, self._names_changed = False, True
+        with suppress(OSError):  # nothing is written there any more
+            before.close()
 
     def begin(self) -> None:
         """Write the line that begins a file."""
-        self._set_unbegun()
+        self.first = self.link.seq + 1
+        self.began = time.time_ns()
+        self._is_begun, self._names_changed = False, True
         self.append([])
 
     def follow(self) -> bool:
@@ -230,7 +255,7 @@ class Live:
 
     def _go_on_after_move(self) -> None:
         is_ours = not self._is_begun  # it was this log that moved it, and then could not go on
-        self._open_next()
+        self._go_over_to(self._opened())
         if not is_ours:
             self._due.append(record.about_log("log", {"continued": "the file before was moved or removed"}))
         self._mend()

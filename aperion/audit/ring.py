@@ -231,8 +231,9 @@ class Ring:
             self._map[start:stop] = line
         else:
             self._put_around(start, line)
-        self._sum = crc32(line, self._sum)
-        self._words[_AT_HEAD] = (self._sum << _POSITION | end) & _ALL_BITS
+        checksum = crc32(line, self._sum)
+        self._words[_AT_HEAD] = (checksum << _POSITION | end) & _ALL_BITS
+        self._sum = checksum  # what may fail for want of memory comes before: both or neither
         self.head = end  # last: a tail beyond the head that others see would be damage
 
     def _put_around(self, start: int, line: bytes) -> None:
@@ -293,17 +294,15 @@ class Ring:
         checksum = crc32(self._bytes(self.tail, size), self._sum_taken)
         self.place = place
         with self._swap:
+            self._select(self._map, self._words, tail, checksum)
             self._sum_taken = checksum
-            self._select(self._map, self._words, tail)
             self.tail = tail
 
-    def _select(self, mapped: mmap.mmap, words: memoryview, tail: int) -> None:
+    def _select(self, mapped: mmap.mmap, words: memoryview, tail: int, checksum: int) -> None:
         other = 1 - words[_AT_SELECTED] % 2
         place = self.place
         digest = bytes.fromhex(place.link.hash)
-        _SLOT.pack_into(
-            mapped, 8 * _AT_SLOTS[other], tail, self._sum_taken, *place.file, place.size, place.link.seq, digest
-        )
+        _SLOT.pack_into(mapped, 8 * _AT_SLOTS[other], tail, checksum, *place.file, place.size, place.link.seq, digest)
         words[_AT_SELECTED] = other
 
     def moved(self) -> bool:
@@ -341,7 +340,7 @@ class Ring:
         words = memoryview(self._map)[:HEADER].cast("Q")
         words[_AT_VERSION], words[_AT_CAPACITY], words[_AT_PID] = _VERSION, self.capacity, os.getpid()
         words[_AT_HEAD] = _word(self.head, self._sum)
-        self._select(self._map, words, self.tail)
+        self._select(self._map, words, self.tail, self._sum_taken)
         if not self._shared:  # what others read of a lock: who has it, and that nothing is left in it
             os.pwrite(self._fd, struct.pack("=4Q", _MAGIC, _VERSION, 0, os.getpid()), 0)
         words[_AT_MAGIC] = _MAGIC  # last: from here on the file is a ring

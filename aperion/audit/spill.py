@@ -64,10 +64,11 @@ class Spill:
             return not lines
         until = lines[-1].at_risk.until
         while lines and ring.has_room(len(lines[0].content)):
-            ring.store(lines[0].content)  # nobody asks the writer: what is kept nowhere else has precedence
-            waiting = lines.popleft()
-            self._count -= waiting.at_risk.count
-            self.size -= len(waiting.content)
+            waiting = lines[0]
+            count, size = self._count - waiting.at_risk.count, self.size - len(waiting.content)
+            ring.store(waiting.content)  # nobody asks the writer: what is kept nowhere else has precedence
+            lines.popleft()  # at once: what stays here would come twice
+            self._count, self.size = count, size
             self._tell(until)
         return not lines
 

@@ -198,7 +198,7 @@ class Writer:
             self._failed(error.reason)
         except OSError as error:
             self._failed(reason_of(error))
-        except Exception as error:  # noqa: BLE001 - without its thread the log would fill up and never say why
+        except BaseException as error:  # noqa: BLE001 - without its thread the log would fill up and never say why
             self._failed(f"{type(error).__name__}: {error}")
         else:
             self.failure = None
@@ -210,7 +210,8 @@ class Writer:
         self.failures += 1
         self._look_at = 0.0  # the files may be the reason
         if self.on_progress is not None:
-            self.on_progress(self._ring.tail, reason)
+            with suppress(MemoryError):  # who waits is told by the next attempt
+                self.on_progress(self._ring.tail, reason)
 
     def _work(self) -> bool:
         if self._reopening or time.monotonic() >= self._look_at:
@@ -234,16 +235,22 @@ class Writer:
 
     def _move_batch(self) -> bool:
         ring, live = self._ring, self._live
+        if live.taken != ring.tail:  # the pass before came to grief in between
+            self._commit()
         bodies = self._fitting(ring.oldest(self._batch))[: self._until_checkpoint()]
         if bodies:
             if self._subjects is not None:
                 self._subjects.tend(durable=live.durable)
-            live.append(bodies)
+            live.append(bodies, ring.tail + sum(map(len, bodies)))
             self._event_seq = live.link.seq
-            ring.commit(sum(map(len, bodies)), live.place)
+            self._commit()
         if self.on_progress is not None:  # of nothing too: somebody may have come to wait since the last batch
             self.on_progress(ring.tail, None)
         return bool(bodies)
+
+    def _commit(self) -> None:
+        """Tell the ring how far the log is."""
+        self._ring.commit(self._live.taken - self._ring.tail, self._live.place)
 
     def _fitting(self, bodies: list[bytes]) -> list[bytes]:
         """Return as many records as the file takes before it is full, the one that makes it so included."""
@@ -258,10 +265,9 @@ class Writer:
 
     def _look_after_files(self) -> None:
         """See that both files are where they were, now and then: each call lets go of the interpreter."""
-        live, ring = self._live, self._ring
         self._reopening = False
-        if live.follow():
-            ring.commit(0, live.place)
+        if self._live.follow():
+            self._commit()
         self._follow_ring()
         self._look_at = time.monotonic() + _LOOK
 
@@ -277,7 +283,7 @@ class Writer:
         fd = lock(ring.path, self._live.path)
         try:
             recover(ring.path, fd, self._live)
-            ring.commit(0, self._live.place)
+            self._commit()
             ring.prepare(fd)
         except BaseException:
             os.close(fd)
@@ -304,7 +310,7 @@ class Writer:
         self.rotations += 1
         self._housekeeper.full(Segment(path, number))
         self._live.append([])
-        self._ring.commit(0, self._live.place)
+        self._commit()
         self._prune()
 
     def _prune(self) -> None:
@@ -323,7 +329,7 @@ class Writer:
 
     def _note(self, kind: str, detail: Mapping[str, Any]) -> None:
         self._live.note(kind, detail)
-        self._ring.commit(0, self._live.place)
+        self._commit()
 
     # Checkpoints
 
@@ -349,8 +355,8 @@ class Writer:
             time_ns=time.time_ns(),
         )
         live.append([body])
-        self._ring.commit(0, live.place)
         self._checkpoint_seq = live.link.seq
+        self._commit()
         self._checkpoint_at = time.monotonic() + self._checkpoints.seconds
         self.checkpoints += 1
         copy_to = self._checkpoints.copy_to
@@ -360,8 +366,8 @@ class Writer:
     def _change_key(self, key: SigningKey) -> None:
         if self._key is not None:
             self._live.append([rotation_body(self._key, key, self._live.log, self._live.link, time.time_ns())])
-            self._ring.commit(0, self._live.place)
         self._key, self._new_key = key, None
+        self._commit()
 
     # At the end
 
