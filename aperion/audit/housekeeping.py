@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 import time
@@ -24,11 +25,14 @@ _PATIENCE: Final = 10.0
 """Seconds that closing a log waits for what is under way; the next start does what is left."""
 
 
+_RETRY: Final = 1.0
+
+
 class Housekeeper:
     """A thread that does one thing after another; what fails is counted and logged, and never hurts the log."""
 
     # Mutable: failures, by the thread.
-    __slots__ = ("_codec", "_jobs", "_path", "_thread", "failures")
+    __slots__ = ("_codec", "_ending", "_jobs", "_path", "_thread", "failures")
 
     def __init__(self, path: Path, codec: Codec | None) -> None:
         self.failures = 0
@@ -36,6 +40,7 @@ class Housekeeper:
         self._codec = codec
         # As many jobs as files become full and checkpoints are due; each is a few words.
         self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"aperion-audit-{path.name}-files", daemon=True)
 
     def start(self) -> None:
@@ -61,17 +66,25 @@ class Housekeeper:
 
     def stop(self) -> None:
         """End when all is done, or after ten seconds. Waits."""
+        self._ending.set()
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join(_PATIENCE)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            try:
-                job()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the log itself is whole
-                self.failures += 1
-                _log.error("audit log housekeeping failed", error_type=type(error).__name__, reason=str(error))
+            while not self._done(job) and not self._ending.wait(_RETRY):
+                pass
+
+    def _done(self, job: Callable[[], object]) -> bool:
+        """Do something; tell whether that is all, since what fails for want of descriptors is tried again."""
+        try:
+            job()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the log itself is whole
+            self.failures += 1
+            _log.error("audit log housekeeping failed", error_type=type(error).__name__, reason=str(error))
+            return not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE)
+        return True
 
     def _tidy(self, segment: Segment) -> None:
         from aperion.audit import compression, index
