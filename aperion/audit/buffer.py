@@ -230,7 +230,10 @@ class Buffer:
         waiting: asyncio.Future[None] = loop.create_future()
         ring = parts.ring
         end = ring.head + parts.spill.size  # what waits behind the ring goes through it, as long as it is
-        if self._waiting or end != ring.tail:
+        if not self._fails and parts.writer.failure is not None:  # nobody waits for what is known not to work
+            parts.writer.hurry()
+            loop.call_soon(_done, waiting)
+        elif self._waiting or end != ring.tail:
             if len(self._waiting) >= self._purge_at:
                 self._purge()
             self._waiting.append((end, waiting))

@@ -33,6 +33,8 @@ _LONGEST: Final = 1.0
 _AWAKE: Final = 0.05
 """A pause longer than this is ended by whoever puts a line; a shorter one is worth no call."""
 _RETRY_FIRST: Final = 0.1
+_PROBE: Final = 0.05
+"""Seconds between two attempts to write, at least, however many emitters ask for one."""
 _BATCHES: Final = 8
 """How many fill the ring; the room of one is given back while the next is written."""
 _LOOK: Final = 0.25
@@ -137,11 +139,11 @@ class Writer:
             AuditUnavailable: when the file cannot be written, or the ring is full.
         """
         ring = self._ring
+        self.hurry()
         if self.failure is not None and not self._keeps_going:
             raise AuditUnavailable(self._live.path, self.failure)
         if ring.is_renewable and not ring.renew():
             raise AuditUnavailable(self._live.path, "its ring is being replaced")
-        self.hurry()
         if end - ring.tail > ring.capacity:
             raise AuditUnavailable(self._live.path, self.failure or self.full)
 
@@ -170,6 +172,9 @@ class Writer:
             pause = self._next_pause(pause, moved=moved)
             self._set_mark(pause)
             if not stopping and not self._is_behind():
+                if self.failure is not None and not self._stopping:
+                    time.sleep(_PROBE)
+                    pause -= _PROBE
                 self._wake.wait(pause)
                 self._wake.clear()
         if self._ring.head == self._ring.tail:  # after a failure too, such as one to begin the next file
