@@ -96,16 +96,33 @@ def lock(path: Path, log: Path) -> int:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if same_file(fd, path):
+                _sign(fd)
                 return fd
         except BlockingIOError:
             pid = _header(fd)[_AT_PID]
             os.close(fd)
-            owner = f"process {pid}" if pid else "another process"
+            owner = f"process {pid}" if _is_alive(pid) else "another process"
             raise AuditUnavailable(log, f"{owner} writes it; each process needs a log of its own") from None
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)  # its owner removed it between our open and our lock
+
+
+def _sign(fd: int) -> None:
+    """Tell who has the lock, at once: to bring over what the ring holds may take a while. It stays as it is."""
+    if _header(fd)[_AT_MAGIC] in (0, _MAGIC):
+        os.pwrite(fd, struct.pack("=Q", os.getpid()), 8 * _AT_PID)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return pid > 0
 
 
 def same_file(fd: int, path: Path) -> bool:
