@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from pathlib import Path
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from aperion.audit.parts import Parts
 
@@ -43,8 +43,20 @@ class Buffer:
 
     # Mutable: with which parts it is open, what is counted, and who waits.
     __slots__ = (
-        *("_crowd", "_fails", "_half", "_largest", "_loop", "_missed", "_moved_at", "_moved_to", "_parts", "_path"),
-        *("_purge_at", "_put", "_stood_at", "_waiting", "is_open", "missing", "records"),
+        *(
+            "_crowd",
+            "_fails",
+            "_half",
+            "_is_plain",
+            "_largest",
+            "_loop",
+            "_missed",
+            "_moved_at",
+            "_moved_to",
+            "_parts",
+            "_path",
+        ),
+        *("_purge_at", "_put", "_ring", "_stood_at", "_waiting", "is_open", "missing", "records"),
     )
 
     def __init__(self, path: Path, capacity: int, *, fails: bool) -> None:
@@ -53,6 +65,7 @@ class Buffer:
         self._largest = capacity // 2 - _GAP
         self._fails = fails
         self.is_open = False
+        self._is_plain = False  # whether the next record goes into the ring as it is, with nothing before it
         self.records = self.missing = 0
         self._missed: Missed | None = None
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # emitters; bounded by their number
@@ -62,21 +75,22 @@ class Buffer:
         self._moved_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parts: Parts | None = None
+        self._ring: Any = None  # that of the parts, where it is plain
         self._put: Callable[[bytes], None] = self.refuse
 
     def open(self, parts: Parts, loop: asyncio.AbstractEventLoop) -> None:
         """Take records from now on."""
-        self._parts, self._loop = parts, loop
+        self._parts, self._ring, self._loop = parts, parts.ring, loop
         self.records = self.missing = 0
         self._missed = None
         self._stood_at = self._moved_to = -1
         self._put = parts.ring.put
-        self.is_open = True
+        self.is_open = self._is_plain = True
         parts.writer.on_progress = self._progressed
 
     def close(self) -> None:
         """Refuse from now on; what is on its way stays so."""
-        self.is_open = False
+        self.is_open = self._is_plain = False
         self._put = self.refuse
 
     def let_go(self, lost: int) -> None:
@@ -87,7 +101,7 @@ class Buffer:
 
     def abandon(self) -> None:
         """Refuse from now on, in a forked child, and forget what the parent brings over."""
-        self.is_open = False
+        self.is_open = self._is_plain = False
         self._put = self._refuse_in_child
         if self._parts is not None:
             self._parts.spill.clear()
@@ -100,6 +114,11 @@ class Buffer:
         Raises:
             AuditUnavailable: when there is no room, when the log cannot be written, and when it is not open.
         """
+        ring = self._ring
+        if self._is_plain and ring.head + len(line) <= ring.mark:  # so much fits into any ring
+            ring.store(line)
+            self.records += 1
+            return
         if len(line) > self._largest:
             line = record.shrunk(line)
         if self._missed is None:
@@ -127,6 +146,11 @@ class Buffer:
         Raises:
             AuditUnavailable: when the log cannot be written, when the disk stands still, and when it is not open.
         """
+        ring = self._ring
+        if self._is_plain and ring.head + len(line) <= ring.mark:  # what append does, without the call
+            ring.store(line)
+            self.records += 1
+            return
         try:
             self.append(line)
         except AuditUnavailable:
@@ -147,6 +171,7 @@ class Buffer:
         now = time_ns()
         missed = self._missed
         self.missing += 1
+        self._is_plain = False
         self._missed = Missed(missed.count + 1 if missed else 1, missed.since if missed else now, now)
         if missed is None:
             _log.error("audit log unavailable, records are missing", path=str(self._path))
@@ -162,6 +187,7 @@ class Buffer:
         self._missed = None
         if self._parts is not None:
             self._parts.ring.miss(None)
+            self._is_plain = not self._parts.spill.size
 
     def refuse(self, _line: bytes) -> None:
         """Refuse for a log that is not open."""
@@ -190,7 +216,7 @@ class Buffer:
         else:
             spill.push(_after_gap(line, missed), Missed(missed.count + 1, missed.since, now))
             self._tell_gap()
-        self._put = self._put_behind
+        self._put, self._is_plain = self._put_behind, False
         self.records += 1
         parts.writer.hurry()
         return True
@@ -217,7 +243,7 @@ class Buffer:
         if parts.writer.failure is None:  # it tries again when it is time; not for each record
             parts.writer.hurry()
         if is_empty:
-            self._put = parts.ring.put
+            self._put, self._is_plain = parts.ring.put, self._missed is None
         return is_empty
 
     # Waiting

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from aperion.audit import record
-from aperion.audit.chain import START, opened, seal
+from aperion.audit.chain import START, opened, seal_fields
 from aperion.audit.files import LogFile, sync_folder
 from aperion.audit.ring import Place
-from aperion.audit.segments import sealed_path, sealed_segments
+from aperion.audit.segments import GZIP, ZSTD, sealed_path, sealed_segments
 from aperion.errors import AuditUnavailable
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Live:
 
     # Mutable: all of it, by the thread that writes.
     __slots__ = (
-        *("_attempt", "_due", "_is_begun", "_names_changed", "_reason"),
+        *("_attempt", "_due", "_is_begun", "_is_counted", "_names_changed", "_reason"),
         *("began", "durable", "file", "first", "link", "log", "number", "path", "size", "taken", "written"),
     )
 
@@ -58,6 +58,7 @@ class Live:
         self.written = 0
         self.taken = 0  # how far the ring is in the log, also where the ring does not know it yet
         self._is_begun = True  # by the line that tells of which log it is
+        self._is_counted = False  # whether no full file has a higher number
         self._due: list[bytes] = []  # about the log: comes before anything else
         self._attempt = b""  # that failed; a part of it may stand behind the end
         self._reason: str | None = None  # why nothing is written into this file any more
@@ -75,29 +76,36 @@ class Live:
 
     # Appending
 
-    def append(self, bodies: Sequence[bytes], taken: int | None = None) -> None:
+    def append(self, bodies: Sequence[bytes]) -> None:
         """Append records; when this raises, none of them is in the log.
-
-        Args:
-            bodies: the records.
-            taken: how far the ring is in the log then, if they are from there.
 
         Raises:
             OSError: when the system refuses.
         """
-        taken = self.taken if taken is None else taken
+        self.take([body[1:-2] for body in bodies], self.taken)
+
+    def take(self, records: Sequence[bytes], taken: int) -> None:
+        """Do the same with records from the ring.
+
+        Args:
+            records: without their braces and newlines.
+            taken: how far the ring is in the log then.
+
+        Raises:
+            OSError: when the system refuses.
+        """
         try:
-            self._append(bodies, taken)
+            self._append(records, taken)
         except OSError:
             if self._reason is None:
                 raise
-            self._append(bodies, taken)  # in the next file; if that fails as well, it is not a matter of one file
+            self._append(records, taken)  # in the next file; if that fails as well, it is not a matter of one file
 
-    def _append(self, bodies: Sequence[bytes], taken: int) -> None:
+    def _append(self, records: Sequence[bytes], taken: int) -> None:
         if self._reason is not None:
             self._go_on_elsewhere(self._reason)
-        lines, link = seal([*self._head(), *bodies], self.link)
-        content = b"".join(lines)
+        pieces, link = seal_fields([*(body[1:-2] for body in self._head()), *records], self.link)
+        content = b"".join(pieces)
         self._cut_back()
         first = self.first if self._is_begun else self.link.seq + 1
         size, written = self.size + len(content), self.written + len(content)
@@ -197,9 +205,12 @@ class Live:
             self.append([])
 
     def _seal(self) -> Path:
-        sealed = sealed_segments(self.path)
-        taken = sealed[-1].number or 0 if sealed else 0
-        number = max(self.number, taken + 1)
+        number = self.number
+        if not self._is_counted or _is_taken(self.path, number):
+            # Once, and then only for what somebody else has put there: a listing costs as much as there are files.
+            sealed = sealed_segments(self.path)
+            number = max(number, (sealed[-1].number or 0) + 1 if sealed else 0)
+            self._is_counted = True
         target, following = sealed_path(self.path, number), number + 1
         self.path.rename(target)
         self.number = following
@@ -332,6 +343,11 @@ class Live:
         line = block[block.rfind(b"\n", 0, at) + 1 : block.find(b"\n", at) + 1] if at >= 0 else b""
         sealed = opened(line)
         return sealed.link.seq if sealed is not None else 0
+
+
+def _is_taken(log: Path, number: int) -> bool:
+    plain = os.fspath(sealed_path(log, number))
+    return any(os.path.lexists(plain + suffix) for suffix in ("", GZIP, ZSTD))
 
 
 def _ends_well(block: bytes) -> bool:

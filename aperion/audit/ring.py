@@ -36,7 +36,7 @@ _SLOT: Final = struct.Struct("=6Q32s")
 """tail and the checksum there; device, inode and size of the file; number and hash of the last record."""
 _POSITION: Final = 48
 """Bits of the word ``head`` that are the position; above it are those of the checksum that fit."""
-_ALL_BITS: Final = (1 << 64) - 1
+_CHECKED: Final = (1 << 64 - _POSITION) - 1
 
 # Words of the header, 8 bytes each; what two threads write has a cache line for each of them.
 _AT_MAGIC, _AT_VERSION, _AT_CAPACITY, _AT_PID = range(4)
@@ -165,7 +165,7 @@ def leftover(fd: int, path: Path, log: Path) -> Leftover | None:
 
 
 def _word(position: int, checksum: int) -> int:
-    return (checksum << _POSITION | position) & _ALL_BITS
+    return (checksum & _CHECKED) << _POSITION | position
 
 
 def _parted(word: int) -> tuple[int, int]:
@@ -201,7 +201,7 @@ class Ring:
     # Mutable: head by the thread that puts; tail, mark and place by the one that takes.
     # The mapping is replaced by the thread that puts, while nothing is in the ring.
     __slots__ = (
-        *("_fd", "_map", "_owed", "_shared", "_spare", "_sum", "_sum_taken", "_swap", "_words"),
+        *("_fd", "_map", "_owed", "_shared", "_spare", "_sum_taken", "_swap", "_whole", "_words"),
         *("beyond", "capacity", "head", "mark", "missed", "path", "place", "tail"),
     )
 
@@ -214,7 +214,8 @@ class Ring:
         self.missed: Missed | None = None
         self._owed: Missed | None = None
         self.place = place
-        self._sum = self._sum_taken = 0
+        self._whole = 0, 0  # head, and the checksum there, in one piece for the thread that takes
+        self._sum_taken = 0
         self._fd = fd
         self._shared = shared
         self._spare: tuple[int, mmap.mmap] | None = None
@@ -241,16 +242,17 @@ class Ring:
 
     def store(self, line: bytes) -> None:
         """Append a line that there is room for, without asking."""
-        end = self.head + len(line)
-        start = HEADER + self.head % self.capacity
-        stop = start + len(line)
-        if stop <= HEADER + self.capacity:
-            self._map[start:stop] = line
+        head, checksum = self._whole
+        size, capacity = len(line), self.capacity
+        start = head % capacity + HEADER
+        if start + size <= HEADER + capacity:
+            self._map[start : start + size] = line
         else:
             self._put_around(start, line)
-        checksum = crc32(line, self._sum)
-        self._words[_AT_HEAD] = (checksum << _POSITION | end) & _ALL_BITS
-        self._sum = checksum  # what may fail for want of memory comes before: both or neither
+        end, checksum = head + size, crc32(line, checksum)
+        whole = end, checksum
+        self._words[_AT_HEAD] = (checksum & _CHECKED) << _POSITION | end
+        self._whole = whole  # what may fail for want of memory comes before: all of it or nothing
         self.head = end  # last: a tail beyond the head that others see would be damage
 
     def _put_around(self, start: int, line: bytes) -> None:
@@ -279,14 +281,14 @@ class Ring:
 
     # On the thread that takes
 
-    def oldest(self, most: int) -> list[bytes]:
+    def oldest(self, most: int) -> bytes:
         """Return the oldest lines, about so many bytes of them, one at least where there is any."""
         tail, size = self.tail, self.head - self.tail
         content = self._bytes(tail, min(size, most))
         if size > most and not content.endswith(b"\n"):
             end = content.rfind(b"\n") + 1
             content = content[:end] if end else self._bytes(tail, self._line_end(tail, size))
-        return content.splitlines(keepends=True)
+        return content
 
     def _line_end(self, tail: int, size: int) -> int:
         return self._bytes(tail, size).index(b"\n") + 1
@@ -308,7 +310,9 @@ class Ring:
             place: the new end of the log.
         """
         tail = self.tail + size
-        checksum = crc32(self._bytes(self.tail, size), self._sum_taken)
+        head, checksum = self._whole
+        if tail != head:
+            checksum = crc32(self._bytes(self.tail, size), self._sum_taken)
         self.place = place
         with self._swap:
             self._select(self._map, self._words, tail, checksum)
@@ -356,7 +360,7 @@ class Ring:
     def _begun(self) -> memoryview:
         words = memoryview(self._map)[:HEADER].cast("Q")
         words[_AT_VERSION], words[_AT_CAPACITY], words[_AT_PID] = _VERSION, self.capacity, os.getpid()
-        words[_AT_HEAD] = _word(self.head, self._sum)
+        words[_AT_HEAD] = _word(*self._whole)
         self._select(self._map, words, self.tail, self._sum_taken)
         if not self._shared:  # what others read of a lock: who has it, and that nothing is left in it
             os.pwrite(self._fd, struct.pack("=4Q", _MAGIC, _VERSION, 0, os.getpid()), 0)

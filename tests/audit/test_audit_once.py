@@ -50,7 +50,7 @@ class Raising:
             for name, made in list(vars(kind).items()):
                 if callable(made) and not name.startswith("__") and name not in UNTOUCHED:
                     monkeypatch.setattr(kind, name, self._in_place_of(made))
-        for module, name in [(live_module, "seal"), (ring_module, "crc32"), (live_module, "sync_folder")]:
+        for module, name in [(live_module, "seal_fields"), (ring_module, "crc32"), (live_module, "sync_folder")]:
             monkeypatch.setattr(module, name, self._in_place_of(getattr(module, name)))
 
     def begins(self, number: int, *, after: bool) -> None:
