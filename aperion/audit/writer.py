@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aperion.audit.spill import Spill
     from aperion.audit.subjects import Subjects
 
-_SHORTEST: Final = 0.02
+_SHORTEST: Final = 0.05
 """Seconds between two batches while lines come: many small ones would fight the loop for the interpreter."""
 _LONGEST: Final = 1.0
 _AWAKE: Final = 0.05
