@@ -317,7 +317,13 @@ class Writer:
         return rotation.max_age is not None and now - live.began >= rotation.max_age * 1e9
 
     def _rotate(self) -> None:
-        number, path = self._live.rotate()
+        try:
+            number, path = self._live.rotate()
+        except FileNotFoundError:  # somebody has moved it just now: then it is full no more
+            if not self._live.follow():
+                raise
+            self._commit()
+            return
         self.rotations += 1
         self._housekeeper.full(Segment(path, number))
         self._live.append([])
