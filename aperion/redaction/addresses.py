@@ -7,6 +7,7 @@ from ipaddress import AddressValueError, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.checks import base58_payload, iban_length, is_bech32, is_iban
+from aperion.redaction.regexes import regex
 
 if TYPE_CHECKING:
     from aperion.redaction.marks import Hide
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
 # RFC 5321 and RFC 6531: letters of every script. A local part has 64 octets at most; longer ones are met in logs.
 _LOCAL: Final = r"[^\s@<>()\[\]{},;:\"'`\\=|?*/&#\ue000-\uf8ff]"
 _DOMAIN: Final = r"(?:(?!-)[^\W_](?:[\w\-]{0,62}+)\.){1,12}(?P<top>xn--[a-z0-9\-]{2,59}|[^\W\d_]{2,63})(?![\w\-])"
-_EMAIL = re.compile(
+_EMAIL = regex(
     rf"""(?P<local>(?<![\w\\])\"[^\W_][^"\n:,{{}}]{{0,63}}\"|(?<!{_LOCAL}){_LOCAL}{{1,256}}+)
     [@\uff20]
     (?P<domain>{_DOMAIN}|\[(?:\d{{1,3}}\.){{3}}\d{{1,3}}\]|\[IPv6:[0-9A-Fa-f:.]{{2,45}}\])""",
     re.VERBOSE | re.IGNORECASE,
 )
-_ENCODED_EMAIL = re.compile(  # in a URL, in HTML, in JSON
+_ENCODED_EMAIL = regex(  # in a URL, in HTML, in JSON
     rf"(?<![\w.+\-])[\w.+\-]{{1,256}}+(?:%40|&\#64;|&\#x40;|&commat;|\\u0040){_DOMAIN}", re.IGNORECASE
 )
 _FULL_WIDTH: Final = "\uff20"
@@ -67,16 +68,16 @@ _NO_MAIL: Final = frozenset(
     ]
 )
 _NO_PERSON: Final = frozenset({"git", "hg", "svn", "gitlab-ci-token", "x-access-token"})
-_REMOTE_PATH = re.compile(r":(?!\d{1,5}(?:\D|\Z))[\w~.\-]+/")
-_VERSIONED = re.compile(r"v?\d+\.\d+(?:\.\d+)*-")
+_REMOTE_PATH = regex(r":(?!\d{1,5}(?:\D|\Z))[\w~.\-]+/")
+_VERSIONED = regex(r"v?\d+\.\d+(?:\.\d+)*-")
 
-_IPV4 = re.compile(
+_IPV4 = regex(
     r"""(?<![\w.])(?<![\d.][\-+~])
     (?:(?:25[0-5]|2[0-4]\d|1\d\d|0?[1-9]\d|0{0,2}\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|0?[1-9]\d|0{0,2}\d)
     (?![\w])(?!\.\w)(?!-[\w.]*\w\.)""",
     re.VERBOSE,
 )
-_DOTTED = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.")
+_DOTTED = regex(r"\d\.\d{1,3}\.\d{1,3}\.")
 _OF_VERSIONS: Final = frozenset(
     [
         "v",
@@ -131,36 +132,36 @@ _LINKS: Final = frozenset({"from", "to", "is", "was", "of", "at", "number", "no"
 _OPERATORS: Final = ("==", ">=", "<=", "~=", "!=", "~", "^", "§")
 _QUOTED: Final = " \t\"'`"
 _AROUND: Final = " \t\r\n\"'`([:=,"
-_AFTER_VERSION = re.compile(
+_AFTER_VERSION = regex(
     r"(?:[ ](?:release|released|version|stable|beta|alpha|rc|lts|build)\b|[~+]|-\d{1,3}(?:[)~+]|ubuntu|\.el|-r\d))",
     re.IGNORECASE,
 )
-_RANGE_OF_VERSIONS = re.compile(r"[ ]?(?:->|→|to|\.\.|and|or|[,/])[ ]?v?\Z")
+_RANGE_OF_VERSIONS = regex(r"[ ]?(?:->|→|to|\.\.|and|or|[,/])[ ]?v?\Z")
 _HOSTS: Final = frozenset(
     {"ip", "ips", "host", "addr", "address", "hosts", "ipv4", "from", "client", "server", "src", "dst"}
 )
-_NAME_BREAK = re.compile(r"[^a-z]+")
+_NAME_BREAK = regex(r"[^a-z]+")
 _LONGEST_BEFORE: Final = 40
 
-_GROUP_BEFORE = re.compile(r"(?<![A-Za-z0-9])[0-9A-Fa-f]{0,4}:\Z")
-_COLONS = re.compile(r"(?<![\w.])(?:[0-9A-Fa-f]{0,4}:){2,8}[0-9A-Fa-f.]{0,15}(?:%[\w.\-]{1,16})?(?![\w:])")
+_GROUP_BEFORE = regex(r"(?<![A-Za-z0-9])[0-9A-Fa-f]{0,4}:\Z")
+_COLONS = regex(r"(?<![\w.])(?:[0-9A-Fa-f]{0,4}:){2,8}[0-9A-Fa-f.]{0,15}(?:%[\w.\-]{1,16})?(?![\w:])")
 _IN_MAC, _IN_CISCO, _IN_IPV6, _IN_IPV4 = 5, 2, 2, 3
 """How many separators an address has at least."""
 _ALL_GROUPS: Final = 7
 
-_MAC = re.compile(
+_MAC = regex(
     r"""(?<![\w.\-])(?:
       [0-9A-Fa-f]{2}(?P<mark>[:\-])(?:[0-9A-Fa-f]{2}(?P=mark)){4}[0-9A-Fa-f]{2}
      |[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}
     )(?![\w:\-])(?!\.\w)""",
     re.VERBOSE,
 )
-_CISCO = re.compile(r"[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.")
-_IBAN = re.compile(r"(?<![A-Za-z0-9])(?P<country>[A-Za-z]{2})\d{2}(?:[ \-]?[A-Za-z0-9]){11,30}+")
-_BREAKS = re.compile(r"[ \-]")
+_CISCO = regex(r"[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.")
+_IBAN = regex(r"(?<![A-Za-z0-9])(?P<country>[A-Za-z]{2})\d{2}(?:[ \-]?[A-Za-z0-9]){11,30}+")
+_BREAKS = regex(r"[ \-]")
 
 _BASE58: Final = "1-9A-HJ-NP-Za-km-z"
-_COIN = re.compile(
+_COIN = regex(
     rf"""(?<![A-Za-z0-9])(?:
       (?P<base58>[13LMDAXTtmn2579KQc][{_BASE58}]{{25,51}})
      |(?P<extended>[xyztuv](?:pub|prv)[{_BASE58}]{{107,108}})
@@ -171,7 +172,7 @@ _COIN = re.compile(
     )(?![A-Za-z0-9])""",
     re.VERBOSE,
 )
-_COIN_RUN = re.compile(r"[A-Za-z0-9]{26}")
+_COIN_RUN = regex(r"[A-Za-z0-9]{26}")
 _ADDRESS: Final = 42
 """Characters of an Ethereum address with its ``0x``; a private key has 66, and so has the hash of a block."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Final
+
+from aperion.redaction.regexes import regex
 
 _BASE58: Final = {char: at for at, char in enumerate("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz")}
 _BECH32: Final = {char: at for at, char in enumerate("qpzry9x8gf2tvdw0s3jn54khce6mua7l")}
@@ -50,13 +51,13 @@ _OTHERS = (
     r"|5018|5019|5020|5038|5893|6304|6759|676[1-3]|504|506|509|5612"  # Maestro, Dankort, Elo, Verve
 )
 _ISSUERS: Final = {
-    13: re.compile("4"),
-    14: re.compile(r"30[0-59]|3[689]"),
-    15: re.compile(r"3[47]|1|2131|1800"),
-    16: re.compile(f"{_VISA_MASTER}|{_OTHERS}"),
-    17: re.compile(r"62|6304|6759|676[1-3]"),
-    18: re.compile(r"62|6304|6759|676[1-3]|50[12]|5893"),
-    19: re.compile(r"4|62|6304|6759|676[1-3]|50[12]|5893|6011|64[4-9]|65|35(?:2[89]|[3-8])"),
+    13: regex("4"),
+    14: regex(r"30[0-59]|3[689]"),
+    15: regex(r"3[47]|1|2131|1800"),
+    16: regex(f"{_VISA_MASTER}|{_OTHERS}"),
+    17: regex(r"62|6304|6759|676[1-3]"),
+    18: regex(r"62|6304|6759|676[1-3]|50[12]|5893"),
+    19: regex(r"4|62|6304|6759|676[1-3]|50[12]|5893|6011|64[4-9]|65|35(?:2[89]|[3-8])"),
 }
 _EAN: Final = 13
 

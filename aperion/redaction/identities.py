@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.checks import is_cnpj, is_cpf, is_dni
 from aperion.redaction.expressions import is_placeholder
+from aperion.redaction.regexes import regex
 from aperion.redaction.shapes import trie
 
 if TYPE_CHECKING:
@@ -82,24 +83,23 @@ _LINKS: Final = (
     r"|home|work|office|main|direct|line|card|card number|registration|holder|customer|account)\b){0,3}+[ \t\"'(:=#.\-\u2013>]{0,4}+"
 )
 _FEWEST_DIGITS: Final = {"DATE_OF_BIRTH": 5, "PHONE": 6, "SSN": 9, "BANK_ACCOUNT": 6, "SECURITY_CODE": 3}
-_DIGIT = re.compile(r"\d")
-_ISO_DATE = re.compile(r"(?:19|20)\d\d-\d\d-\d\d")
+_DIGIT = regex(r"\d")
+_ISO_DATE = regex(r"(?:19|20)\d\d-\d\d-\d\d")
 
 _TOLD: Final = r"(?:password|passwd|passphrase|passcode|pwd|api[ _\-]?key|access[ _\-]key|secret(?:[ _\-]key)?|(?:access[ _\-])?token)"
-_PASSWORD = re.compile(
+_PASSWORD = regex(
     rf"""\b(?:{_TOLD}[ \t]{{1,4}}(?:(?:is|was|are|to|of|set[ ]to|changed[ ]to)[ \t]{{1,4}})?:?[ \t]{{0,4}}
           (?:(?P<quote>["'`])(?P<quoted>[^"'`\n]{{1,128}})(?P=quote)|(?P<told>(?<=is[ ]|as[ ]|re[ ]|to[ ]|of[ ])[^\s"'`<>]{{4,128}}))
         |{_TOLD}[ \t]{{1,4}}(?P<random>[\w\-]{{20,256}})(?![\w\-])
         |login[ ][^\s]{{1,128}}[ ]password[ ](?P<netrc>[^\s]{{1,256}}))""",
     re.IGNORECASE | re.VERBOSE,
 )
-_LIKE_A_PASSWORD = re.compile(r"(?=[^\d]*\d|[\w.,'\-]*[^\w.,'\-]|[a-z]+[A-Z])[^\s]{4,}")
-_MIXED = re.compile(r"(?=[^\d]*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])")
+_LIKE_A_PASSWORD = regex(r"(?=[^\d]*\d|[\w.,'\-]*[^\w.,'\-]|[a-z]+[A-Z])[^\s]{4,}")
+_MIXED = regex(r"(?=[^\d]*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])")
 
-_LETTERS: Final = re.compile(r"[^\W\d_]+").findall
-_FIRST_WORDS: Final = frozenset(_LETTERS(word)[0] for word in _KINDS)
+_LETTERS = regex(r"[^\W\d_]+")
 # Check digits: Receita Federal (Brazil). Letters: Real Decreto 1553/2005 (Spain), HMRC's NIM39110 (UK).
-_SHAPED = re.compile(
+_SHAPED = regex(
     r"""(?<![\w.\-])(?:
       (?P<cpf>\d{3}\.\d{3}\.\d{3}-\d{2})
      |(?P<cnpj>\d{2}\.\d{3}\.\d{3}/\d{4}-\d{2})
@@ -116,6 +116,11 @@ _FITTING: Final[dict[str, tuple[str, Callable[[str], bool]]]] = {
     "nino": ("NATIONAL_ID", lambda _: True),
     "codice": ("NATIONAL_ID", lambda _: True),
 }
+
+
+@cache
+def _first_words() -> frozenset[str]:
+    return frozenset(_LETTERS.findall(word)[0] for word in _KINDS)
 
 
 @cache
@@ -137,7 +142,7 @@ def hide_identities(text: str, hide: Hide) -> str:
     """Return a text with the numbers of people hidden, by what is said before them or by their check digits."""
     lowered = _lowered(text)
     # Most texts have none of the words; to look at each word once is a third of looking at each letter.
-    if lowered.islower() and not _FIRST_WORDS.isdisjoint(_LETTERS(lowered)):
+    if lowered.islower() and not _first_words().isdisjoint(_LETTERS.findall(lowered)):
         text = _after_words(text, lowered, hide)
     return _SHAPED.sub(lambda found: _shaped(found, hide), text)
 

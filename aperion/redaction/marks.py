@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.markers import REDACTED
+from aperion.redaction.regexes import regex
+
+if TYPE_CHECKING:
+    import re
 
 Hide = Callable[[str, str], str]
 """Takes the type of a value and the value, and returns what stands in its place."""
@@ -14,7 +17,7 @@ Hide = Callable[[str, str], str]
 FIRST, LAST = "\ue000", "\uf8ff"
 """Characters of private use (Unicode, area U+E000 to U+F8FF) that stand for markers while rules run."""
 _MOST: Final = ord(LAST) - ord(FIRST)
-_STANDING = re.compile(f"[{FIRST}-{LAST}]")
+_STANDING = regex(f"[{FIRST}-{LAST}]")
 
 
 class Marks:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.checks import is_card
+from aperion.redaction.regexes import regex
 
 if TYPE_CHECKING:
     from aperion.redaction.marks import Hide
@@ -65,18 +66,18 @@ _NATIONAL_LENGTHS: Final = {
 _MOST_CODE_DIGITS: Final = 3
 _FEWEST: Final = 8
 """Digits of a written-out number, the code included, unless its country has shorter ones only."""
-_TRUNK_ZERO = re.compile(r"\(0\)")
+_TRUNK_ZERO = regex(r"\(0\)")
 
 _USUAL, _WRITTEN_OUT = 16, 19
-_FOUR_BEFORE = re.compile(r"(?:\A|[ ])[0-9A-Fa-f]{4}[ ]\Z")
-_FOUR_AFTER = re.compile(r"[ ][0-9A-F]{4,5}(?![\w\-/])")
+_FOUR_BEFORE = regex(r"(?:\A|[ ])[0-9A-Fa-f]{4}[ ]\Z")
+_FOUR_AFTER = regex(r"[ ][0-9A-F]{4,5}(?![\w\-/])")
 
-_DIGIT = re.compile(r"\d")
-_NOT_DIGITS = re.compile(r"\D+")
-_NINE = re.compile(r"\d(?:[ .\-/()]{0,3}\d){8}")  # no card, SSN or NANP number has fewer digits
-_PLUS = re.compile(r"(?<![\w+)\]])\+(?=\(?\d)")
-_INTERNATIONAL = re.compile(r"\+(?:\(?\d{1,5}\)?(?:[ .\-/]{1,2}|[ ]?\(0\)[ ]?)?){1,10}")
-_CARD = re.compile(
+_DIGIT = regex(r"\d")
+_NOT_DIGITS = regex(r"\D+")
+_NINE = regex(r"\d(?:[ .\-/()]{0,3}\d){8}")  # no card, SSN or NANP number has fewer digits
+_PLUS = regex(r"(?<![\w+)\]])\+(?=\(?\d)")
+_INTERNATIONAL = regex(r"\+(?:\(?\d{1,5}\)?(?:[ .\-/]{1,2}|[ ]?\(0\)[ ]?)?){1,10}")
+_CARD = regex(
     r"""(?<![\w.+\-])
     (?:\d{4}(?P<four>[ .\-]|[ ]-[ ])\d{4}(?P=four)\d{4}(?P=four)(?:\d{4}(?:(?P=four)\d{3})?|\d{1,3})
       |\d{4}(?P<amex>[ .\-])\d{6}(?P=amex)\d{4,5}
@@ -85,7 +86,7 @@ _CARD = re.compile(
     (?![\w\-])(?!\.\d)""",
     re.VERBOSE,
 )
-_NANP = re.compile(  # the North American Numbering Plan, as it is written
+_NANP = regex(  # the North American Numbering Plan, as it is written
     r"""(?:(?<![\w.+\-/(])|(?<=[A-Za-z])(?=\())(?<!\d[ ])
     (?:(?:\+|00)?1[ .\-]{1,2})?
     (?:\(\d{3}\)[ .\-]{0,2}\d{3}[ .\-]\d{4}
@@ -98,8 +99,8 @@ _NANP = re.compile(  # the North American Numbering Plan, as it is written
     (?:(?=x\d)|(?![\w\-]))(?!\.\d)""",
     re.VERBOSE,
 )
-_ENDED = re.compile(r"(?=x\d)|(?![^\W_])")  # an extension may follow
-_SSN = re.compile(r"(?<![\w.\-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w\-])(?!\.\d)")
+_ENDED = regex(r"(?=x\d)|(?![^\W_])")  # an extension may follow
+_SSN = regex(r"(?<![\w.\-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w\-])(?!\.\d)")
 
 
 def hide_numbers(text: str, hide: Hide) -> str:

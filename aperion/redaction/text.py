@@ -14,6 +14,7 @@ from aperion.redaction.markers import CUT, DROPPED
 from aperion.redaction.marks import Hide, Marks
 from aperion.redaction.notations import hide_noted
 from aperion.redaction.numbers import hide_numbers
+from aperion.redaction.regexes import regex
 from aperion.redaction.tokens import hide_tokens
 from aperion.redaction.urls import hide_in_urls
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from aperion.redaction.modes import Modes
 
 # Most texts in events: words, and the forms of ids, times and versions in which nothing can be hidden.
-_HARMLESS = re.compile(
+_HARMLESS = regex(
     r"""[A-Za-z]{1,19}+
       |(?=.{1,14}\Z)[A-Za-z_\-]*+\d{0,6}+[A-Za-z_\-]*+
       |\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+\-]\d\d:?\d\d)?)?
@@ -34,14 +35,14 @@ _HARMLESS = re.compile(
       |[a-z]{2,6}://(?:[A-Za-z]{1,14}+(?![A-Za-z\d])[./_\-{}]{0,4}+|\d{1,10}+(?![A-Za-z\d.])[/_\-{}]{0,4}+)*+""",
     re.VERBOSE,
 )
-_PROSE = re.compile(
+_PROSE = regex(
     r"[A-Za-z\u00c0-\u024f]{1,24}+(?:(?:[,.!?;)]?[ ][(]?|-(?=\w{3}))[A-Za-z\u00c0-\u024f]{1,24}+)*+[.!?)]{0,3}"
 )
-_PRIVATE = re.compile("[\ue000-\uf8ff]")
-_VERSION = re.compile(r"[vV]?\d{1,6}(?:\.\d{1,6}){1,4}(?:[\-+~][\w.+~\-]{0,64})?")
-_RUN = re.compile(r"[A-Za-z0-9_\-]{15}")
+_PRIVATE = regex("[\ue000-\uf8ff]")
+_VERSION = regex(r"[vV]?\d{1,6}(?:\.\d{1,6}){1,4}(?:[\-+~][\w.+~\-]{0,64})?")
+_RUN = regex(r"[A-Za-z0-9_\-]{15}")
 """Every token has a run of so many characters, and few other words have: a look at them settles most texts."""
-_DIGITS = re.compile(r"\d(?:[^\d]{0,2}\d){4}|\d \w+ \d{4}|(?:[a-z]|[A-Z])[ :=\"'#]{1,4}\d{3}")
+_DIGITS = regex(r"\d(?:[^\d]{0,2}\d){4}|\d \w+ \d{4}|(?:[a-z]|[A-Z])[ :=\"'#]{1,4}\d{3}")
 """Five digits close together, a date with a month in words, or three after a word: the numbers of people have no fewer."""
 _MOST_ROUNDS = 5
 _LONGEST_TAIL = 1024
