@@ -45,6 +45,7 @@ _RUN = regex(r"[A-Za-z0-9_\-]{15}")
 _DIGITS = regex(r"\d(?:[^\d]{0,2}\d){4}|\d \w+ \d{4}|(?:[a-z]|[A-Z])[ :=\"'#]{1,4}\d{3}")
 """Five digits close together, a date with a month in words, or three after a word: the numbers of people have no fewer."""
 _MOST_ROUNDS = 5
+_REMEMBERED = 4096
 _LONGEST_TAIL = 1024
 _GROWTH = 6
 """How many times as long a text can get: ``pw=1`` becomes ``pw=[REDACTED]``."""
@@ -53,7 +54,8 @@ _GROWTH = 6
 class TextRules:
     """Everything that is done to one text, in time linear in it."""
 
-    __slots__ = ("_custom", "_keys", "_max", "_modes", "_shown")
+    # Mutable: clean grows to its bound and is then emptied.
+    __slots__ = ("_custom", "_keys", "_max", "_modes", "_shown", "clean")
 
     def __init__(
         self,
@@ -68,20 +70,38 @@ class TextRules:
         self._modes = modes
         self._custom = tuple(custom)
         self._shown = shown
+        # The hashes of texts in which nothing was found, since most texts of events come again. No text is kept. One
+        # that is hidden would be shown if its hash were among them: at 64 bits that is one text in 2**52 by accident.
+        # To bring it about on purpose, one must choose a clean text for a secret, and so know the secret; and Python's
+        # hashes of texts, SipHash, have another key in every process.
+        self.clean: set[int] = set()
 
     def redact(self, text: str, found: list[str]) -> str:
         """Return a text with what is secret in it hidden, cut where it is too long; note the types of what was."""
+        if type(text) is str and hash(text) in self.clean:  # a class of its own may have a hash of its own
+            return text
         if len(text) > self._max:
             return self._cut(text, found)
         if not self._custom:
             if _HARMLESS.fullmatch(text) is not None:
-                return text
+                return self._remembered(text)
             if _PROSE.fullmatch(text) is not None and not _tells(text.lower()):
-                return text
+                return self._remembered(text)
         if text.endswith(CUT):
             return self._cut(text, found)
+        before = len(found)
         clean = self._clean(text, found)
+        if clean == text and len(found) == before:
+            return self._remembered(text)
         return clean if len(clean) <= self._max or clean is DROPPED else self._cut(clean, found)
+
+    def _remembered(self, text: str) -> str:
+        """Note that nothing is to be hidden in a text, and return it."""
+        if type(text) is str:
+            if len(self.clean) >= _REMEMBERED:
+                self.clean.clear()
+            self.clean.add(hash(text))
+        return text
 
     def redact_version(self, text: str, found: list[str]) -> str:
         """Do the same for what stands under a name such as ``app_version``: 1.2.3.4 is no address there."""
