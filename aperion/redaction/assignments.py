@@ -71,7 +71,7 @@ _WHOLE_LINES: Final = (*_COOKIES, "passphrase", "mnemonic", "phrase")
 """The ends of names whose values have several words when they are not quoted."""
 
 
-def hide_assigned(text: str, keys: Keys, hide: Hide) -> str:
+def hide_assigned(text: str, hide: Hide, keys: Keys) -> str:
     """Return a text with the value of each sensitive name replaced."""
     pieces: list[str] = []
     at = position = 0

@@ -18,6 +18,7 @@ _JWT = regex(
     e(?:y[JA]|w[o0k])[\w\-]{8,}+\.(?=[\w\-]{4})[\w\-]*+(?:\.[\w\-+/=]*+){0,3}(?<!\.)""",
     re.VERBOSE,
 )
+_JWT_HEADS: Final = ("eyJ", "eyA", "ewo", "ew0", "ewk")
 _ENCODED_JWT = regex(r"(?<![A-Za-z0-9+/])ZXlK[A-Za-z0-9+/_\-]{60,}+={0,2}")  # base64 of 'eyJ…'
 
 _BARE: Final = (
@@ -57,16 +58,19 @@ _ABOUT_BEARERS: Final = frozenset(
 
 def hide_credentials(text: str, hide: Hide) -> str:
     """Return a text with its JWTs, bot tokens and the like hidden."""
-    if "." in text:
+    if any(head in text for head in _JWT_HEADS):
         text = _JWT.sub(lambda found: hide("JWT", found[0]), text)
     if "ZXlK" in text:
         text = _ENCODED_JWT.sub(lambda found: hide("JWT", found[0]), text)
     for kind, trigger, pattern in _BARE:
         if trigger in text:
             text = pattern.sub(partial(_hidden, kind, hide), text)
-    if "/" in text or "+" in text:
-        text = _AWS_SECRET.sub(lambda found: _aws_secret(found[0], hide), text)
     return text
+
+
+def hide_aws_secrets(text: str, hide: Hide) -> str:
+    """Return a text with the secret access keys of AWS hidden."""
+    return _AWS_SECRET.sub(lambda found: _aws_secret(found[0], hide), text)
 
 
 def _hidden(kind: str, hide: Hide, found: re.Match[str]) -> str:

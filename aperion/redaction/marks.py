@@ -57,8 +57,14 @@ class Marks:
         """Return a text with its markers written out, and note the type of each value that was hidden."""
         if not self._markers:
             return text
-        found.extend(self._kinds[char] for char in _STANDING.findall(text) if char in self._kinds)
-        return _STANDING.sub(lambda found: self._markers[found[0]], text)
+
+        def marker(standing: re.Match[str]) -> str:
+            char = standing[0]
+            if char in self._kinds:
+                found.append(self._kinds[char])
+            return self._markers[char]
+
+        return _STANDING.sub(marker, text)
 
     def _char(self, marker: str) -> str:
         known = self._chars.get(marker)

@@ -65,24 +65,46 @@ _COOKIES = regex(r"(?P<name>[^\s=;,\"']{1,128}+)=(?P<value>\"[^\"]{0,4096}\"|[^\
 _COOKIE_ATTRIBUTES: Final = frozenset({"path", "domain", "expires", "max-age", "samesite", "version", "priority"})
 
 
-def hide_noted(text: str, keys: Keys, hide: Hide) -> str:
-    """Return a text with the values of sensitive names in markup, pairs, flags and encoded forms hidden."""
-    if "<" in text:
-        text = _ELEMENT.sub(lambda found: _named(found, keys, hide), text)
-        text = _ATTRIBUTES.sub(lambda found: _named(found, keys, hide), text)
-    if "," in text and ("(" in text or "[" in text):
-        text = _PAIR.sub(lambda found: _paired(found, keys, hide), text)
-    if " -" in text or "\t-" in text or text[:1] in _FLAG_STARTS:
-        text = _flags(text, keys, hide)
-    if "value" in text or "Value" in text:
-        text = _NAME_VALUE.sub(lambda found: _name_and_value(found, keys, hide), text)
-    if "dentified" in text or "DENTIFIED" in text:
-        text = _SQL.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
-    if "%3" in text:
-        text = _URL_ENCODED.sub(lambda found: _named(found, keys, hide), text)
-    if "&" in text and ("&quot" in text or "&#" in text or "&apos" in text):
-        text = _HTML_ESCAPED.sub(lambda found: _named(found, keys, hide), text)
-    return text
+def hide_in_markup(text: str, hide: Hide, keys: Keys) -> str:
+    """Return a text with the values in elements of XML hidden, and in attributes that name one another."""
+    text = _ELEMENT.sub(lambda found: _named(found, keys, hide), text)
+    return _ATTRIBUTES.sub(lambda found: _named(found, keys, hide), text)
+
+
+def hide_in_pairs(text: str, hide: Hide, keys: Keys) -> str:
+    """Return a text with the values in pairs of a name and a value hidden."""
+    return _PAIR.sub(lambda found: _paired(found, keys, hide), text) if "," in text else text
+
+
+def hide_in_flags(text: str, hide: Hide, keys: Keys) -> str:
+    """Return a text with the values of the flags of commands hidden."""
+    return _flags(text, keys, hide) if " -" in text or "\t-" in text or text[:1] in _FLAG_STARTS else text
+
+
+def hide_in_entries(text: str, hide: Hide, keys: Keys) -> str:
+    """Return a text with the values hidden that stand beside their names: ``name: DB_PASSWORD, value: …``."""
+    if not ("value" in text or "Value" in text):
+        return text
+    return _NAME_VALUE.sub(lambda found: _name_and_value(found, keys, hide), text)
+
+
+def hide_in_sql(text: str, hide: Hide) -> str:
+    """Return a text with the passwords in statements of SQL hidden."""
+    if not ("dentified" in text or "DENTIFIED" in text):
+        return text
+    return _SQL.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
+
+
+def hide_url_encoded(text: str, hide: Hide, keys: Keys) -> str:
+    """Return a text with the values in URL-encoded forms hidden."""
+    return _URL_ENCODED.sub(lambda found: _named(found, keys, hide), text) if "%3" in text else text
+
+
+def hide_html_escaped(text: str, hide: Hide, keys: Keys) -> str:
+    """Return a text with the values in HTML-escaped JSON hidden."""
+    if not ("&quot" in text or "&#" in text or "&apos" in text):
+        return text
+    return _HTML_ESCAPED.sub(lambda found: _named(found, keys, hide), text)
 
 
 def hide_cookies(text: str, hide: Hide) -> str:

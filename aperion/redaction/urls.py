@@ -56,12 +56,24 @@ _WEBHOOKS: Final = tuple(
 _WEB: Final = ("ifttt", "/workflows/", "pipedream", "victorops", "messages?key", "robot/send")
 
 
-def hide_in_urls(text: str, lowered: str, hide: Hide) -> str:
-    """Return a text with the passwords in its URLs hidden, and the webhooks that are passwords themselves."""
-    if "@" in text or "%40" in text:
-        text = _URL.sub(lambda url: _without_password(url[0], hide), text)
-    if "=" in text and ("sig" in lowered or "hmac" in lowered or "code=" in lowered):
-        text = _SIGNED.sub(lambda found: _without_signature(found, hide), text)
+def hide_url_passwords(text: str, hide: Hide) -> str:
+    """Return a text with the passwords in its URLs hidden."""
+    if not ("://" in text or ":\\/" in text or "%" in text):
+        return text
+    return _URL.sub(lambda url: _without_password(url[0], hide), text)
+
+
+def hide_signatures(text: str, hide: Hide) -> str:
+    """Return a text with the signatures in the queries of its URLs hidden."""
+    lowered = text.lower()
+    if not ("sig" in lowered or "hmac" in lowered or "code=" in lowered):
+        return text
+    return _SIGNED.sub(lambda found: _without_signature(found, hide), text)
+
+
+def hide_webhooks(text: str, hide: Hide) -> str:
+    """Return a text with those parts of the URLs of webhooks hidden that are passwords."""
+    lowered = text.lower()
     if "hook" in lowered or "/bot" in lowered or any(word in lowered for word in _WEB):
         for trigger, pattern in _WEBHOOKS:
             if trigger in lowered:
