@@ -103,8 +103,6 @@ _PASSWORD = regex(
 _LIKE_A_PASSWORD = regex(r"(?=[^\d]*\d|[\w.,'\-]*[^\w.,'\-]|[a-z]+[A-Z])[^\s]{4,}")
 _MIXED = regex(r"(?=[^\d]*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])")
 
-_WORDS = regex(r"[^\W_]+")
-_ASCII_WORDS = regex("[a-z0-9]+")
 _AS_WORDS: Final = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 32 for code in range(256))
 # Check digits: Receita Federal (Brazil). Letters: Real Decreto 1553/2005 (Spain), HMRC's NIM39110 (UK).
 # The first character comes first, and what may stand before it after that: so re passes over all others in one step.
@@ -128,8 +126,9 @@ _FITTING: Final[dict[str, tuple[str, Callable[[str], bool]]]] = {
 
 
 @cache
-def _first_words() -> frozenset[str]:
-    return frozenset(_WORDS.findall(word)[0] for word in _KINDS)
+def _first_words(is_ascii: bool) -> frozenset[str]:  # noqa: FBT001 - asked of the text
+    """Return how the words begin that can be in a text: the first piece of each."""
+    return frozenset(_words_of(word)[0] for word in _KINDS if word.isascii() or not is_ascii)
 
 
 @lru_cache(256)
@@ -155,7 +154,7 @@ def _another(kind: str) -> re.Pattern[str]:
 def hide_identities(text: str, hide: Hide) -> str:
     """Return a text with the numbers of people hidden, by what is said before them."""
     # Most texts have none of the words; to look at each word once is a third of looking at each letter.
-    first = _first_words().intersection(_words_of(text))
+    first = _first_words(text.isascii()).intersection(_words_of(text))
     return _after_words(text, first, hide) if first and _NEAR.search(text) is not None else text
 
 
@@ -165,11 +164,8 @@ def hide_shaped(text: str, hide: Hide) -> str:
 
 
 def _words_of(text: str) -> list[str]:
-    """Return the words of a text in lower case."""
-    if text.isascii():  # in half the time
-        return text.encode().translate(_AS_WORDS).decode().split()
-    lowered = _lowered(text)
-    return _WORDS.findall(lowered) + _ASCII_WORDS.findall(lowered)  # a letter of another script ends a word
+    """Return the words of a text in lower case, in pieces where they have letters outside ASCII."""
+    return text.encode("ascii", "replace").translate(_AS_WORDS).decode().split()
 
 
 def hide_passwords(text: str, hide: Hide) -> str:

@@ -67,6 +67,8 @@ _COOKIE_ATTRIBUTES: Final = frozenset({"path", "domain", "expires", "max-age", "
 
 def hide_in_markup(text: str, hide: Hide, keys: Keys) -> str:
     """Return a text with the values in elements of XML hidden, and in attributes that name one another."""
+    if "<" not in text:
+        return text
     text = _ELEMENT.sub(lambda found: _named(found, keys, hide), text)
     return _ATTRIBUTES.sub(lambda found: _named(found, keys, hide), text)
 

@@ -53,7 +53,7 @@ def signs(text: str) -> frozenset[int]:
     # To look for a run in a copy of x and spaces takes a few steps for fifteen characters; a pattern, some for each.
     if _LONG_RUN in plain.translate(_WIDE):
         found += b"LC" if _CODED_RUN in plain.translate(_NARROW) else b"L"
-    lowered = text.lower()
+    lowered = plain.lower().decode()
     if "pass" in lowered or "key" in lowered or "token" in lowered or "secret" in lowered or "pwd" in lowered:
         found += b"P"
     if "bearer" in lowered or "basic" in lowered:

@@ -65,6 +65,8 @@ def hide_url_passwords(text: str, hide: Hide) -> str:
 
 def hide_signatures(text: str, hide: Hide) -> str:
     """Return a text with the signatures in the queries of its URLs hidden."""
+    if not ("/" in text or "%" in text):
+        return text  # no URL
     lowered = text.lower()
     if not ("sig" in lowered or "hmac" in lowered or "code=" in lowered):
         return text
