@@ -82,7 +82,7 @@ _IPV4 = regex(
     (?![\w])(?!\.\w)(?!-[\w.]*\w\.)""",
     re.VERBOSE,
 )
-_DOTTED = regex(r"\d\.\d{1,3}\.\d{1,3}\.")
+_DOTTED = regex(r"\.(?<=\d.)\d{1,3}\.\d{1,3}\.")
 _OF_VERSIONS: Final = frozenset(
     [
         "v",

@@ -78,9 +78,9 @@ _MEANINGS: Final = (
 )
 _PATTERNS: Final = {kind: value for kind, value, _ in _MEANINGS}
 _KINDS: Final = {word: kind for kind, _, words in _MEANINGS for word in _words(words)}
-_LINKS: Final = (
-    r"(?:[ \t\"'(:=#.,\-\u2013]{1,4}(?:number|numbers|no|num|nr|id|ids|code|is|was|are|of|on|at|me|us|him|her|for|to|in|the|my|our"
-    r"|home|work|office|main|direct|line|card|card number|registration|holder|customer|account)\b){0,3}+[ \t\"'(:=#.\-\u2013>]{0,4}+"
+_LINKS: Final = _words(
+    """number, numbers, no, num, nr, id, ids, code, is, was, are, of, on, at, me, us, him, her, for, to, in, the, my, our
+    home, work, office, main, direct, line, card, registration, holder, customer, account"""
 )
 _FEWEST_DIGITS: Final = {"DATE_OF_BIRTH": 5, "PHONE": 6, "SSN": 9, "BANK_ACCOUNT": 6, "SECURITY_CODE": 3}
 _DIGIT = regex(r"\d")
@@ -142,8 +142,14 @@ def _word() -> re.Pattern[str]:
 
 
 @cache
+def _links() -> re.Pattern[str]:
+    """Return what may stand between a word and its number, in lower case: up to three words, and signs."""
+    return re.compile(rf"(?:[ \t\"'(:=#.,\-\u2013]{{1,4}}(?:{trie(_LINKS)})\b){{0,3}}+[ \t\"'(:=#.\-\u2013>]{{0,4}}+")
+
+
+@cache
 def _value(kind: str) -> re.Pattern[str]:
-    return re.compile(rf"{_LINKS}(?P<value>{_PATTERNS[kind]})(?:(?=x\d)|(?![\w]))(?!-\w)", re.IGNORECASE)
+    return re.compile(rf"(?P<value>{_PATTERNS[kind]})(?:(?=x\d)|(?![\w]))(?!-\w)", re.IGNORECASE)
 
 
 @cache
@@ -195,7 +201,8 @@ def _after_words(text: str, first: frozenset[str], hide: Hide) -> str:
         if word is None:
             continue
         kind = _KINDS[word[0]]
-        found = _value(kind).match(text, position)
+        links = _links().match(lowered, position)
+        found = _value(kind).match(text, position if links is None else links.end())
         while found is not None and _means(kind, found["value"]):
             start, end = found.span("value")
             start -= found["value"].count(")") > found["value"].count("(") and text[start - 1] == "("
