@@ -31,47 +31,11 @@ _AT = regex("@")
 _TO_BREAK = regex(rf"(?s:.*)[{_BREAK}]")
 _FULL_WIDTH: Final = "\uff20"
 _ENCODED_AT: Final = ("%40", "&#", "&commat;", "\\u0040")
-_NO_MAIL: Final = frozenset(
-    [
-        "png",
-        "jpg",
-        "jpeg",
-        "gif",
-        "svg",
-        "webp",
-        "avif",
-        "ico",
-        "bmp",
-        "css",
-        "js",
-        "mjs",
-        "ts",
-        "tsx",
-        "jsx",
-        "json",
-        "html",
-        "htm",
-        "yml",
-        "yaml",
-        "toml",
-        "xml",
-        "txt",
-        "csv",
-        "pdf",
-        "zip",
-        "gz",
-        "tar",
-        "whl",
-        "service",
-        "socket",
-        "timer",
-        "mount",
-        "target",
-        "slice",
-        "scope",
-        "device",
-    ]
-)
+_NO_MAIL: Final = frozenset((
+    "png", "jpg", "jpeg", "gif", "svg", "webp", "avif", "ico", "bmp", "css", "js", "mjs", "ts", "tsx", "jsx",
+    "json", "html", "htm", "yml", "yaml", "toml", "xml", "txt", "csv", "pdf", "zip", "gz", "tar", "whl",
+    "service", "socket", "timer", "mount", "target", "slice", "scope", "device",
+))  # fmt: skip
 _NO_PERSON: Final = frozenset({"git", "hg", "svn", "gitlab-ci-token", "x-access-token"})
 _REMOTE_PATH = regex(r":(?!\d{1,5}(?:\D|\Z))[\w~.\-]+/")
 _VERSIONED = regex(r"v?\d+\.\d+(?:\.\d+)*-")
