@@ -252,6 +252,19 @@ _ALL = (
         most_first=True,
     ),
     Scenario(
+        name="redactor_sorts",
+        title="the redactor alone, payloads of several sorts, every one different; those with notes have much to hide",
+        measure=outside.sorts,
+        columns=(
+            Column("order", "order", nanoseconds),
+            Column("webhook", "webhook", nanoseconds),
+            Column("log", "log line", nanoseconds),
+            Column("private_1", "one note", nanoseconds),
+            Column("private_8", "8 notes", nanoseconds),
+            Column("private_64", "64 notes", nanoseconds),
+        ),
+    ),
+    Scenario(
         name="hostile",
         title="the worst of eight hostile strings of 50 KB through the redactor",
         measure=outside.hostile_text,

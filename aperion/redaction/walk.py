@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
 _SHORT_ATOMS: Final = _ATOMS - {int, float, Decimal}
 _NUMBERS: Final = frozenset({int, float})
+_SEQUENCES: Final = frozenset({list, tuple})
 _LOW, _HIGH, _HIGHEST = -(10**12), 10**12, 10**19  # a card has 13 to 19 digits
 _SUBCLASSED: Final = (complex, date, time, timedelta, tzinfo, UUID)
 _SECRETS: Final = (SecretStr, SecretBytes, Secret)
@@ -47,23 +48,24 @@ class Walk:
     """The state of one copy: how much may still be visited, and what is open above."""
 
     # Mutable: all of it, during one call.
-    __slots__ = ("_deadline", "_found", "_left", "_parents", "_rules", "_top")
+    __slots__ = ("_deadline", "_deepest", "_found", "_left", "_parents", "_rules", "_top")
 
     def __init__(self, rules: Rules, found: list[str]) -> None:
         self._top = self._rules = rules
         self._found = found  # the type of each value that was hidden
-        self._left = rules.limits.nodes
-        self._deadline = monotonic() + rules.limits.seconds
+        self._deepest, self._left, seconds = rules.limits
+        self._deadline = monotonic() + seconds
         self._parents: list[int] = []
 
     def value(self, value: Any) -> object:
         """Return the redacted copy of any value."""
         kind = type(value)
         if kind is str:
-            return self._rules.scrub(value, self._found)
-        if kind in _ATOMS:
-            return self.number(value) if kind is Decimal or (kind in _NUMBERS and not _LOW < value < _HIGH) else value
-        return self._read(value)
+            clean = self._rules.clean
+            return value if clean is None or hash(value) in clean else self._rules.scrub(value, self._found)
+        if kind in _SHORT_ATOMS or (kind in _NUMBERS and _LOW < value < _HIGH):
+            return value
+        return self.number(value) if kind in _ATOMS else self._read(value)
 
     def number(self, value: Any) -> object:
         """Keep a number, unless it is one of a card."""
@@ -89,7 +91,7 @@ class Walk:
 
     def _refusal(self, size: int) -> str | None:
         """Count the entries of a container, and return what to show when they may not be visited."""
-        if len(self._parents) > self._top.limits.depth:
+        if len(self._parents) > self._deepest:
             return DEPTH
         self._left -= size
         if self._left < 0:
@@ -110,13 +112,18 @@ class Walk:
 
     def items(self, value: Any) -> object:
         """Copy anything like a list, and a pair as what it may be: a name and its value."""
-        values = list(islice(value, self._bound()))
+        is_short = type(value) in _SEQUENCES and len(value) <= self._left
+        values = value if is_short else list(islice(value, self._bound()))
         refusal = self._refusal(len(values))
         if refusal is not None:
             return refusal
         if len(values) == _PAIR and isinstance(values[0], str | bytes) and self._names_secret(values[0]):
             return [kept(self.value(values[0])), kept(self._hidden(values[1], KEY))]
-        copy = [self.value(item) for item in values]
+        clean = self._rules.clean
+        copy = [
+            item if type(item) is str and (clean is None or hash(item) in clean) else self.value(item)
+            for item in values
+        ]
         return [item for item in copy if item is not DROPPED] if self._rules.drops else copy
 
     def model(self, value: BaseModel) -> object:
@@ -180,7 +187,8 @@ class Walk:
         if refusal is not None:
             return refusal
         copy: dict[Any, object] = {}
-        plain, scrub, found = view.plain, self._rules.scrub, self._found
+        plain, rules, found = view.plain, self._rules, self._found
+        scrub, clean = rules.scrub, rules.clean
         for key, value in pairs:
             name = plain.get(key)
             if name is None:
@@ -190,10 +198,13 @@ class Walk:
                 continue
             kind = type(value)
             if kind is str:
-                copy[name] = scrub(value, found)
+                # As in value(), whose call for each entry would be half of what a payload with nothing to hide costs.
+                copy[name] = value if clean is None or hash(value) in clean else scrub(value, found)
+            elif kind in _SHORT_ATOMS or (kind in _NUMBERS and _LOW < value < _HIGH):
+                copy[name] = value
             else:
-                copy[name] = value if kind in _SHORT_ATOMS else self.value(value)
-        return {name: value for name, value in copy.items() if value is not DROPPED} if self._rules.drops else copy
+                copy[name] = self.number(value) if kind in _ATOMS else self._read(value)
+        return {name: value for name, value in copy.items() if value is not DROPPED} if rules.drops else copy
 
     def _decided(self, verdict: Verdict, value: Any, pairs: Pairs) -> object:
         role = verdict.role
