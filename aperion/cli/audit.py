@@ -21,6 +21,7 @@ from aperion.cli.audit_export import STDOUT, Format, write_text
 from aperion.cli.audit_export import export as exported
 from aperion.cli.audit_progress import Watched
 from aperion.cli.audit_rows import Rows, json_line, output, remark, skipped
+from aperion.cli.audit_runs import by_run
 from aperion.cli.audit_show import shown
 from aperion.cli.audit_stats import census
 from aperion.cli.audit_svg import chart
@@ -31,10 +32,12 @@ from aperion.cli.screen import safe
 from aperion.errors import AperionError, ApplicationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from rich.console import Console
+
+    from aperion.audit.query import AuditRecord
 
 
 class _Commands(TyperGroup):
@@ -167,18 +170,32 @@ def trace_(
     as_json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001
 ) -> None:
-    """Draw the events with one correlation id as a tree: each below its cause, with handlers, attempts and times."""
+    """Draw the events with one correlation id as a tree: each below its cause, with handlers, attempts and times.
+
+    Where the log was opened several times, and events with this id came in more than one of these runs, each run
+    has a tree and a time axis of its own.
+    """
     with Watched(opt.found(log), Query(correlation_id=correlation_id), "tracing") as reading:
-        roots = tree(reading)
+        records = list(reading)
+    runs = [tree(run) for run in by_run(records, _starts(log, records))]
     with output() as out:
         if as_json:
-            print(json_line({"correlation_id": correlation_id, **as_values(roots)}))
-        elif roots:
-            out.print(Text(f"correlation {safe(correlation_id)}", style="bold"), soft_wrap=True)
+            print(json_line({"correlation_id": correlation_id, **as_values([root for run in runs for root in run])}))
+        for number, roots in enumerate(() if as_json else runs, start=1):
+            which = f", run {number} of {len(runs)}" if len(runs) > 1 else ""
+            out.print(Text(f"correlation {safe(correlation_id)}{which}", style="bold"), soft_wrap=True)
             _print(out, drawn(roots, out.width))
     skipped(reading.skipped, log)
-    if not roots:
+    if not records:
         _missing(f"no event with the correlation id {correlation_id} in {log}")
+
+
+def _starts(log: Path, records: Sequence[AuditRecord]) -> list[int]:
+    """Return at which records, between the first and the last of some, the log was opened."""
+    if not records:
+        return []
+    first, last = records[0].seq, records[-1].seq
+    return [record.seq for record in Reading(log, Query(kinds=["started"])) if first < record.seq < last]
 
 
 @audit.command(short_help="Print the newest checkpoint.")
