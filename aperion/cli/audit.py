@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -12,6 +13,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from aperion.audit.following import POLL, Following
+from aperion.audit.predecessor import import_log
 from aperion.audit.query import Query
 from aperion.audit.reading import Reading
 from aperion.audit.trace import tree
@@ -30,6 +32,7 @@ from aperion.cli.audit_verify import as_values as verification_values
 from aperion.cli.audit_verify import end_of, newest_checkpoint, told, verified
 from aperion.cli.screen import safe
 from aperion.errors import AperionError, ApplicationError
+from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -196,6 +199,31 @@ def _starts(log: Path, records: Sequence[AuditRecord]) -> list[int]:
         return []
     first, last = records[0].seq, records[-1].seq
     return [record.seq for record in Reading(log, Query(kinds=["started"])) if first < record.seq < last]
+
+
+@audit.command("import", short_help="Make a log of one of aperion-event-bus.")
+def import_(
+    old: opt.OldLog,
+    new: opt.NewLog,
+    *,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001
+) -> None:
+    """Write NEW, a log with a chain, from OLD, a log of aperion-event-bus, and from its rotated files.
+
+    Events become accepted records and errors of handlers outcomes, with their ids and times; secrets and personal
+    data are hidden. OLD stays as it is. Exits with 1 where lines could not be brought over.
+    """
+    done = import_log(old, new, Redactor())
+    with output() as out:
+        if as_json:
+            print(json_line(asdict(done)))
+        else:
+            told = f"{done.events:,} events, {done.failures:,} failures and {done.others:,} lines about the old bus"
+            out.print(f"{told} from {', '.join(map(safe, done.files))} are in {safe(new)}", soft_wrap=True)
+    if done.unreadable:
+        places = ", ".join(map(safe, done.problems))
+        _missing(f"{done.unreadable:,} lines could not be brought over: {places}")
 
 
 @audit.command(short_help="Print the newest checkpoint.")

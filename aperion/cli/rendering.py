@@ -64,6 +64,8 @@ def _totals(summary: Summary) -> Iterator[Text]:
     yield _fact("Took", f"{_seconds(ending.seconds)}, {summary.rate:,.0f} events/s")
     yield _fact("Lines", f"{summary.read:,} read, {summary.accepted:,} accepted, {summary.rejected:,} rejected")
     yield _fact("Events", ", ".join(_events(summary)))
+    if summary.left_out:
+        yield _fact("Left out", f"{summary.left_out:,} lines about the old bus itself")
     if summary.rejected > len(summary.rejections):
         yield _fact("Bad lines", f"{summary.rejected:,}, of which the first {len(summary.rejections)} were shown")
     if summary.unknown_fields:

@@ -69,7 +69,7 @@ class Summary:
     """All of it.
 
     ``lost`` events were dropped because the bus was full, ``filtered`` ones by processors, which is
-    what these are for.
+    what these are for. Lines ``left_out`` are those with which an old log tells of the old bus.
     """
 
     file: str
@@ -81,6 +81,7 @@ class Summary:
     filtered: int
     unfinished: int
     rejected: int
+    left_out: int
     rejections: tuple[Rejection, ...]
     emitted_by_application: int
     types: tuple[tuple[str, int], ...]
@@ -135,7 +136,7 @@ class Summary:
             "stopped": self.ending.stopped,
             "seconds": round(self.ending.seconds, 6),
             "events_per_second": round(self.rate, 3),
-            "lines": {"read": self.read, "rejected": self.rejected},
+            "lines": {"read": self.read, "rejected": self.rejected, "left_out": self.left_out},
             "rejected_lines": [{"line": r.line, "reason": r.reason} for r in self.rejections],
             "events": {
                 "accepted": self.accepted,
@@ -165,6 +166,7 @@ def summarise(file: str, application: str, bus: EventBus, tally: Tally, ending: 
         filtered=tally.filtered,
         unfinished=len(drained.unfinished) if drained is not None else 0,
         rejected=tally.rejected,
+        left_out=tally.left_out,
         rejections=tuple(tally.rejections),
         emitted_by_application=stats.accepted - tally.accepted,
         types=tuple(tally.types.most_common()),
