@@ -281,6 +281,7 @@ _INSTEAD: Final = {
     "max_log_files": "pass audit=AuditLog(path, rotation=Rotation(keep=...))",
     "max_log_size_bytes": "pass audit=AuditLog(path, rotation=Rotation(max_bytes=...))",
     "max_workers": "the number of threads is max_concurrent_handlers=",
+    "span_name": "the option is name=",
     "validate_events": "names are always checked; naming=Naming(...) says how",
     "validator": "names are always checked; naming=Naming(...) says how",
     "wait_for_handlers": "wait with 'await receipt.settled()' for what emit() returns, or use 'await bus.dispatch(...)'",

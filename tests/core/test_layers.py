@@ -15,6 +15,7 @@ PACKAGE = Path(aperion.__file__).parent
 RANKS: list[tuple[str, int]] = [
     ("errors", 0),
     ("_logs", 0),
+    ("_gone", 0),
     ("_lazy", 0),
     ("_recent", 0),
     ("_frozen", 1),
@@ -51,6 +52,7 @@ RANKS: list[tuple[str, int]] = [
     ("integrations", 7),
     ("catalogue", 7),
     ("cli", 8),
+    ("__main__", 8),
 ]
 PLACES = {name: place for place, (name, _) in enumerate(RANKS)}
 
