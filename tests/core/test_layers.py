@@ -46,6 +46,7 @@ RANKS: list[tuple[str, int]] = [
     ("outbox", 5),
     ("bus", 6),
     ("app", 7),
+    ("blocking", 7),
     ("logging", 7),
     ("telemetry", 7),
     ("testing", 7),
