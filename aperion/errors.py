@@ -91,7 +91,8 @@ class WrongLoopError(AperionError, RuntimeError):
 
     def __init__(self, method: str, *, inside: bool = False) -> None:
         where = "on the thread of" if inside else "outside"
-        advice = "use emit() there" if inside else "use emit_from_thread() from other threads and loops"
+        twin = method.removesuffix("_from_thread")
+        advice = f"use {twin}() there" if inside else "use emit_from_thread() from other threads and loops"
         super().__init__(f"{method}() was called {where} the event loop that this bus runs on; {advice}")
 
 

@@ -254,11 +254,11 @@ def _server_here() -> object:
     It waits for responses to end, and tells the application only then. It is found among the tasks of its loop, in
     whichever thread that runs; where somebody else makes these, it is what SIGTERM calls.
     """
-    module = sys.modules.get("uvicorn.server")
-    for task in asyncio.all_tasks() if module is not None else ():
+    kind = getattr(sys.modules.get("uvicorn.server"), "Server", ())
+    for task in asyncio.all_tasks() if kind else ():
         coroutine: Any = task.get_coro()
         while (frame := getattr(coroutine, "cr_frame", None)) is not None:
-            if isinstance(found := frame.f_locals.get("self"), module.Server):
+            if isinstance(found := frame.f_locals.get("self"), kind):
                 return found
             coroutine = coroutine.cr_await
     return getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
