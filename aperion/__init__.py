@@ -156,4 +156,4 @@ __all__ = [
     "set_correlation_id",
 ]
 
-__getattr__ = loading(__name__, {"AuditLog": "aperion.audit.log"})
+__getattr__ = loading(__name__, {"AuditLog": "aperion.audit.log", "audit": "aperion.audit"})
