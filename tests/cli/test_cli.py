@@ -120,7 +120,7 @@ def test_a_replay_without_trouble_exits_with_0_and_counts_everything(folder: Pat
 
     summary = as_json(done)
     assert done.returncode == summary["exit_code"] == 0
-    assert summary["lines"] == {"read": 3, "rejected": 0}
+    assert summary["lines"] == {"read": 3, "rejected": 0, "left_out": 0}
     assert summary["events"]["accepted"] == 3
     assert summary["events"]["by_type"] == {"order.placed": 3}
     assert summary["deliveries"]["count"]["ok"] == 3
@@ -302,7 +302,7 @@ def test_what_a_full_bus_and_processors_do_is_told(  # noqa: PLR0913, PLR0917 - 
     events = as_json(done)["events"]
     assert done.returncode == code
     assert (events["accepted"], events["lost"], events["filtered"]) == (accepted, lost, filtered)
-    assert as_json(done)["lines"] == {"read": 300, "rejected": 0}
+    assert as_json(done)["lines"] == {"read": 300, "rejected": 0, "left_out": 0}
 
 
 def test_what_a_processor_refuses_is_a_bad_line_and_redacted(folder: Path) -> None:
@@ -359,7 +359,7 @@ def test_an_event_that_the_bus_refuses_is_a_bad_line(folder: Path) -> None:
 
     summary = as_json(done)
     assert done.returncode == 1
-    assert summary["lines"] == {"read": 2, "rejected": 1}
+    assert summary["lines"] == {"read": 2, "rejected": 1, "left_out": 0}
     assert "event type" in summary["rejected_lines"][0]["reason"]
 
 
