@@ -81,9 +81,9 @@ class AuditLog(Reader):
     ) -> None:
         if not isinstance(buffer_bytes, int) or buffer_bytes < _SMALLEST:
             raise ConfigurationError(f"buffer_bytes={buffer_bytes!r} is too small; pass {_SMALLEST:,} or more")
-        self.path = Path(path)
-        if not self.path.name:
+        if not Path(path).name:
             raise ConfigurationError(f"{os.fspath(path)!r} is no path of a file; pass one such as 'events.jsonl'")
+        self.path = Path(path).absolute()  # the process may change its folder
         self.sync: Sync = _choice(Sync, "sync", sync)
         self._on_failure: OnFailure = _choice(OnFailure, "on_failure", on_failure)
         self._subjects = subjects
@@ -303,8 +303,8 @@ class AuditLog(Reader):
         """Let go, in a forked child: the log belongs to the parent, and its lock must not outlive it."""
         self._buffer.abandon()
         if self._parts is not None:
-            self._parts.ring.close_files()
-            self._parts.live.file.close()
+            self._parts.ring.abandon()
+            self._parts.live.file.abandon()
 
 
 def _choice(kind: Any, name: str, value: object) -> Any:
