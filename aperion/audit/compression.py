@@ -264,10 +264,11 @@ def _unpacking(source: Iterator[bytes], compression: str) -> Iterator[tuple[byte
     held = taken = 0
     data = b""
     while not unpacker.eof:
+        is_end = False
         if not data and getattr(unpacker, "needs_input", True):
             data = next(source, b"")
             taken += len(data)
-        is_end = not data
+            is_end = not data
         parts.append(unpacker.decompress(data, _AT_ONCE))
         data = getattr(unpacker, "unconsumed_tail", b"")  # zstd keeps that itself
         held += len(parts[-1])
