@@ -9,6 +9,7 @@ from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
 from pathlib import PurePath
@@ -16,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from pydantic import AnyUrl, BaseModel, PostgresDsn, RootModel, Secret, SecretBytes, SecretStr
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from pydantic_core import MultiHostUrl, Url
 
 from aperion.redaction.checks import is_card
@@ -27,6 +28,8 @@ from aperion.redaction.tracebacks import message_of
 from aperion.redaction.vendors import is_random
 
 if TYPE_CHECKING:
+    from pydantic import RootModel
+
     from aperion.redaction.rules import Rules
 
 _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
@@ -36,8 +39,6 @@ _SEQUENCES: Final = frozenset({list, tuple})
 _LOW, _HIGH, _HIGHEST = -(10**12), 10**12, 10**19  # a card has 13 to 19 digits
 _SUBCLASSED: Final = (complex, date, time, timedelta, tzinfo, UUID)
 _SECRETS: Final = (SecretStr, SecretBytes, Secret)
-# pydantic's URLs are no strings; their common base classes have no public name.
-_WRITTEN: Final = (*AnyUrl.__mro__[:-1], *PostgresDsn.__mro__[:-1], Url, MultiHostUrl)
 _ADDRESSES: Final = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
 _LISTS: Final = (list, tuple, set, frozenset, deque, Sequence, AbstractSet)
 _PAIR = 2
@@ -267,22 +268,30 @@ def _unknown(_walk: Walk, value: object) -> object:
     return f"<{type(value).__name__}>"
 
 
-# In this order: an Enum may be a str, a model may be a mapping, a named tuple is a tuple.
-_KINDS: Final[tuple[tuple[type[Any] | tuple[type[Any], ...], Reader], ...]] = (
-    (_SECRETS, _withheld),
-    (Enum, Walk.enum),
-    (bool, _kept),
-    ((int, float, Decimal), Walk.number),
-    (_SUBCLASSED, _kept),
-    (str, Walk.text),
-    ((bytes, bytearray, memoryview), Walk.binary),
-    (PurePath, Walk.path),
-    (BaseException, Walk.error),
-    ((*_WRITTEN, *_ADDRESSES), Walk.written),
-    (RootModel, Walk.root),
-    (BaseModel, Walk.model),
-    (Mapping, Walk.mapping),
-)
+@cache
+def _kinds() -> tuple[tuple[type[Any] | tuple[type[Any], ...], Reader], ...]:
+    """Return how each kind of value is read, in this order: an Enum may be a str, a model a mapping."""
+    from pydantic import AnyUrl, PostgresDsn, RootModel  # URLs take long to import, and few events hold one
+
+    # pydantic's URLs are no strings; their common base classes have no public name.
+    urls = (*AnyUrl.__mro__[:-1], *PostgresDsn.__mro__[:-1], Url, MultiHostUrl)
+    return (
+        (_SECRETS, _withheld),
+        (Enum, Walk.enum),
+        (bool, _kept),
+        ((int, float, Decimal), Walk.number),
+        (_SUBCLASSED, _kept),
+        (str, Walk.text),
+        ((bytes, bytearray, memoryview), Walk.binary),
+        (PurePath, Walk.path),
+        (BaseException, Walk.error),
+        ((*urls, *_ADDRESSES), Walk.written),
+        (RootModel, Walk.root),
+        (BaseModel, Walk.model),
+        (Mapping, Walk.mapping),
+    )
+
+
 _READERS: dict[type[Any], Reader] = {dict: Walk.mapping, list: Walk.items}
 
 
@@ -295,7 +304,7 @@ def _learned(kind: type[Any]) -> Reader:
 
 
 def _reader(kind: type[Any]) -> Reader:
-    for base, reader in _KINDS:
+    for base, reader in _kinds():
         if issubclass(kind, base):
             return reader
     if is_dataclass(kind):
