@@ -298,13 +298,13 @@ class Event(_Fields, Generic[P]):
             SerializationError: for a line that is not such a JSON object, or whose notes do not fit its payload.
             PayloadError: for a payload that its model refuses.
         """
-        fields = _parsed(line)
+        fields = parsed(line)
         event_type, types, key_types = fields["event_type"], fields.get("types", {}), fields.get("key_types", {})
         payload = restored(fields["payload"], types, key_types, event_type)
         model = model_for(event_type)
         # Strictness is for what users hand in: a set has become a frozenset since.
         strict = False if types or key_types else None
-        fields["payload"] = _validated_by_name(model, event_type, payload, strict=strict) if model else payload
+        fields["payload"] = validated_by_name(model, event_type, payload, strict=strict) if model else payload
         return Event(**{name: fields[name] for name in _PUBLIC if name in fields})
 
 
@@ -396,7 +396,7 @@ def validated(model: type[Payload], event_type: str, payload: object) -> Payload
         raise payload_error(event_type, error) from None
 
 
-def _validated_by_name(
+def validated_by_name(
     model: type[Payload], event_type: str, payload: object, *, strict: bool | None = None
 ) -> Payload:
     """Do what ``validated`` does for fields under their own names, as lines have them, whatever their aliases."""
@@ -473,7 +473,7 @@ def _restores_itself(payload: Payload, event_type: str, plain: Plain) -> bool:
     """Tell whether a model makes of the plain form what was there, kind by kind."""
     try:
         fields = from_json(to_json(plain.value))
-        again = Freezer(event_type).freeze(_validated_by_name(type(payload), event_type, fields))
+        again = Freezer(event_type).freeze(validated_by_name(type(payload), event_type, fields))
         twin = Plain(again, models=True)
         return twin.notes == plain.notes and to_json(twin.value) == to_json(plain.value)
     except Exception:  # noqa: BLE001 - a validator of the user may raise anything; notes are right for sure
@@ -484,7 +484,12 @@ def _restore(*values: Any) -> Event[Any]:
     return Event(**dict(zip(_PUBLIC, values, strict=True)))
 
 
-def _parsed(line: str | bytes) -> dict[str, Any]:
+def parsed(line: str | bytes) -> dict[str, Any]:
+    """Return the fields of an event from a line of JSON.
+
+    Raises:
+        SerializationError: for a line that is no event.
+    """
     try:
         fields = from_json(line)  # keeps integers beyond 64 bits, which orjson turns into floats
     except ValueError as error:
