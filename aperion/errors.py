@@ -223,6 +223,28 @@ class AuditUnavailable(AuditError, OSError):  # noqa: N818 - reads as a state, t
         self.reason = reason
 
 
+class JournalError(AperionError):
+    """The root of what can go wrong with the journal."""
+
+
+class JournalUnavailable(JournalError, OSError):  # noqa: N818 - reads as a state, the way operators name it
+    """Raised by ``emit`` when the journal cannot keep the event, which is not accepted then.
+
+    Also where a bus starts and its journal cannot be opened.
+    """
+
+    def __init__(self, path: object, reason: str, *, opening: bool = False) -> None:
+        what = "opened" if opening else "written"
+        follows = (
+            "so the bus did not start; fix that, or use another folder"
+            if opening
+            else "so the event was not accepted; free the disk or fix the file, then emit again"
+        )
+        super().__init__(f"the journal {path} cannot be {what} ({reason}), {follows}")
+        self.path = path
+        self.reason = reason
+
+
 class ApplicationError(AperionError):
     """Raised when an application cannot be found, imported or started."""
 
