@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from aperion._logs import logger as _log
 from aperion.errors import JournalUnavailable
-from aperion.journal.database import Database
+from aperion.journal.database import Database, is_damage, salvage
 from aperion.journal.rows import Batch, Insert, State
 from aperion.journal.starts import Starts
 
@@ -55,23 +55,23 @@ class Writer:
 
     # Mutable: the failure, by the thread, and by fork; the queues by both sides, each by single calls.
     __slots__ = (
-        *("__weakref__", "_answers", "_asleep", "_bytes", "_closed", "_database", "_lazy", "_loop", "_options"),
+        *("__weakref__", "_answers", "_asleep", "_bytes", "_closed", "_database", "_is_forked", "_lazy", "_loop", "_options"),
         *("_owed", "_pause", "_queue", "_slot", "_stopping", "_tended", "_thread", "_tickets", "_told"),
-        *("commits", "failure", "failures", "starts"),
+        *("commits", "damaged", "failure", "failures", "starts"),
     )
 
     starts: Starts
 
     def __init__(self, slot: Slot, options: Options, loop: asyncio.AbstractEventLoop, told: Told) -> None:
         self.failure: str | None = None
-        self.failures = self.commits = 0
+        self.failures = self.commits = self.damaged = 0
         self._slot = slot
         self._options = options
         self._loop = loop
         self._told = told
         self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._lazy: deque[tuple[Any, ...]] = deque()
-        self._asleep = self._stopping = False
+        self._asleep = self._stopping = self._is_forked = False
         self._owed = Batch()
         self._tickets: list[Any] = []
         self._answers: list[tuple[str, Any, Answer]] = []
@@ -123,7 +123,7 @@ class Writer:
 
     async def close(self) -> None:
         """Write what is left, and let go of the files and of the slot."""
-        if self._thread.ident is not None:
+        if self._thread.ident is not None and not self._is_forked:
             self._stopping = True
             self._queue.put(None)
             await self._closed
@@ -135,7 +135,7 @@ class Writer:
         opened = item[1] if item is not None else None
         try:
             self.starts = Starts(self._slot.starts)
-            summary = self._opened().recover(self.starts)
+            summary = self._recovered()
         except BaseException as error:  # noqa: BLE001 - raised where the bus starts
             reason = error if isinstance(error, JournalUnavailable) else self._unopened(error)
             self._end()
@@ -148,6 +148,17 @@ class Writer:
             except Exception as error:  # noqa: BLE001 - without its thread every emit would wait for ever
                 self._failed(error)
         self._end()
+
+    def _recovered(self) -> Summary:
+        try:
+            return self._opened().recover(self.starts)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self._failed(error)
+            summary = self._opened().recover(self.starts)
+            self.failure = None
+            return summary
 
     def _unopened(self, error: BaseException) -> JournalUnavailable:
         return JournalUnavailable(self._slot.database, _reason(error), opening=True)
@@ -276,6 +287,21 @@ class Writer:
                 database.close()
         if self._tickets:
             self._tell(set(), self.failure)
+        if is_damage(error):
+            self._salvage()
+
+    def _salvage(self) -> None:
+        try:
+            aside = salvage(self._slot.database)
+        except Exception as error:  # noqa: BLE001 - it is tried again
+            self.failure = f"{self.failure}, and what can be read of it could not be saved: {_reason(error)}"
+            return
+        self.damaged += 1
+        _log.critical(
+            "the file of the journal was damaged; what could be read goes on in a new one",
+            path=str(self._slot.database),
+            aside=str(aside),
+        )
 
     def _probe(self) -> None:
         """See whether the file can be written again, by a commit of what is owed."""
@@ -342,6 +368,7 @@ class Writer:
 
     def poison(self) -> None:
         """Refuse everything: the thread is not here, and the files belong to the parent."""
+        self._is_forked = True
         self.failure = "this process was forked from the one that has the journal; start a bus of its own here"
         if self._database is not None:
             # Never to be closed here: SQLite would remove the log of the parent.
