@@ -1,7 +1,9 @@
 """Aperion: an asyncio-native event bus for services that have to answer for what happened in them."""
 
+from typing import TYPE_CHECKING
+
+from aperion._lazy import loading
 from aperion.app import App, run
-from aperion.audit import AuditLog
 from aperion.bus import BusState, BusStats, DrainReport, EventBus, OverflowPolicy
 from aperion.context import (
     CORRELATION_ID_HEADER,
@@ -59,6 +61,9 @@ from aperion.redaction import Public, Redactor, Sensitive
 from aperion.router import Router, SubscriptionOptions
 from aperion.streams import EventStream
 from aperion.subscriptions import Filter, Handler, HandlerKind, Retry, Subscription
+
+if TYPE_CHECKING:
+    from aperion.audit import AuditLog
 
 __all__ = [
     "CORRELATION_ID_HEADER",
@@ -150,3 +155,5 @@ __all__ = [
     "run",
     "set_correlation_id",
 ]
+
+__getattr__ = loading(__name__, {"AuditLog": "aperion.audit.log"})

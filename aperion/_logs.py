@@ -1,7 +1,11 @@
-"""The logger of the library: structlog's, as the user configured it, loaded when the first line is written."""
+"""The logger of the library: structlog's, as the user configured it, loaded when the first line is written.
+
+As long as nobody has configured structlog, lines go to standard error: what a program prints is its own.
+"""
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import suppress
 from typing import Any
@@ -44,12 +48,15 @@ class Logger:
         import structlog
 
         _writing.now = True
+        logger = structlog.get_logger("aperion")
+        if not structlog.is_configured():
+            logger = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
         try:
-            getattr(structlog.get_logger("aperion"), level)(message, **fields)
+            getattr(logger, level)(message, **fields)
         except UnicodeError:  # half a surrogate pair, which no stream takes
             escaped = {name: _escaped(value) for name, value in fields.items()}
             with suppress(Exception):
-                getattr(structlog.get_logger("aperion"), level)(message, **escaped)
+                getattr(logger, level)(message, **escaped)
         except KeyboardInterrupt:  # somebody at the keyboard, and no doing of the log
             raise
         except BaseException:  # noqa: BLE001, S110 - a log that cannot be written must not hurt what it tells of

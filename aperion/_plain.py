@@ -14,7 +14,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from aperion._frozen import FrozenDict, FrozenList
@@ -72,8 +72,8 @@ class Plain:
         return value
 
     def _model(self, value: BaseModel) -> Any:
-        if isinstance(value, RootModel):
-            return self._plain(value.root)
+        if value.__pydantic_root_model__:
+            return self._plain(value.root)  # type: ignore[attr-defined]  # a RootModel has one
         return self._mapping(jsonable_fields(value))
 
     def _mapping(self, mapping: Mapping[Any, Any]) -> Any:
@@ -128,7 +128,7 @@ class Whole(Plain):
         if is_dataclass(value):
             return self._named("dataclass", kind, self._fields(value))
         if isinstance(value, BaseModel) and not value.__pydantic_private__:
-            content = value.root if isinstance(value, RootModel) else jsonable_fields(value)
+            content = value.root if value.__pydantic_root_model__ else jsonable_fields(value)  # type: ignore[attr-defined]
             return self._named("model", kind, content)
         raise self._refusal(kind, "is of a class that it does not know")
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 import anyio
 
 from aperion._logs import logger as _log
-from aperion.audit import AuditLog
 from aperion.bus import EventBus
 from aperion.errors import ApplicationError, shown
 
@@ -182,18 +181,19 @@ def _signals(stop: anyio.Event, bus: EventBus) -> Iterator[None]:
         loop.call_soon_threadsafe(begin_end, number)
 
     def begin_end(number: int) -> None:
-        _log.info("stopping", signal=signal.Signals(number).name)
+        pending = bus.stats().pending
+        _log.info("stopping", signal=signal.Signals(number).name, pending=pending, hint="a second one quits at once")
         stop.set()
 
     def reopen(_number: int, _frame: object) -> None:
-        if log is not None:
-            loop.call_soon_threadsafe(log.reopen)
+        if reopens is not None:
+            loop.call_soon_threadsafe(reopens)
 
     # Not of a terminal that hangs up: its user is gone, and nobody would ever stop the process.
-    log = bus.audit if isinstance(bus.audit, AuditLog) and not os.isatty(0) else None
+    reopens: Callable[[], None] | None = None if os.isatty(0) else getattr(bus.audit, "reopen", None)
     stopping: list[int] = []
     handlers: dict[signal.Signals, Any] = {signal.SIGINT: end, signal.SIGTERM: end}
-    if log is not None:
+    if reopens is not None:
         handlers[signal.SIGHUP] = reopen
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

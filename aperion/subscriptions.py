@@ -39,7 +39,7 @@ class Retry:
         wait_max: seconds that no wait exceeds.
         jitter: the part of each wait that is random, 0 to 1.
         on: the exceptions that are worth another attempt, or a function that decides. A timeout
-            is a ``TimeoutError``.
+            is a ``TimeoutError``. An exception group is worth one when every exception in it is.
 
     Raises:
         ConfigurationError: for numbers that make no sense.
@@ -66,9 +66,11 @@ class Retry:
         """Tell whether another attempt follows the one with this number."""
         if attempt >= self.attempts:
             return False
-        if isinstance(self.on, type | tuple):
+        if not isinstance(self.on, type | tuple):
+            return self.on(error)
+        if isinstance(error, self.on) or not isinstance(error, BaseExceptionGroup):
             return isinstance(error, self.on)
-        return self.on(error)
+        return error.split(self.on)[1] is None
 
     def wait(self, attempt: int) -> float:
         """Return the seconds to wait after the attempt with this number."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from aperion.events import Event
-    from aperion.outcomes import Outcome
+    from aperion.outcomes import Attempt, Outcome, OutcomeState
 
 UNREDACTABLE: Final = "[REDACTED_ERROR]"
 """Stands for what the redactor raised at: a record without it is better than none, and than a secret."""
@@ -65,18 +65,36 @@ class _Found(list[str]):
 
 def ended(event: Event[Any], outcome: Outcome, redactor: Redactor) -> bytes:
     """Return the line for the end of a delivery, or of one attempt of it."""
-    fields = _envelope("outcome", event, redactor)
-    fields["subscription"] = outcome.subscription
     attempts = outcome.attempts
-    if attempts:
-        fields["attempt"] = attempts[-1].number
-    fields["state"] = outcome.state.name.lower()
-    fields["duration"] = round(attempts[0].duration if len(attempts) == 1 else outcome.duration, 9)
-    if attempts and (error := attempts[-1].error) is not None:
-        fields["error_type"] = type(error).__name__
-        fields["error"] = _redacted(_message, (redactor, error))
-    if attempts and (returned := attempts[-1].returned) is not None:
-        fields["returned"] = _redacted(redactor.redact, returned)
+    last = attempts[-1] if attempts else None
+    seconds = outcome.duration if last is None or len(attempts) > 1 else last.duration
+    return _ended(event, outcome.subscription, last, outcome.state, seconds, redactor)
+
+
+def attempted(event: Event[Any], subscription: str, attempt: Attempt, redactor: Redactor) -> bytes:
+    """Return the line for the end of one attempt."""
+    return _ended(event, subscription, attempt, attempt.state, attempt.duration, redactor)
+
+
+def _ended(
+    event: Event[Any],
+    subscription: str,
+    attempt: Attempt | None,
+    state: OutcomeState,
+    seconds: float,
+    redactor: Redactor,
+) -> bytes:
+    fields = _envelope("outcome", event, redactor)
+    fields["subscription"] = subscription
+    if attempt is not None:
+        fields["attempt"] = attempt.number
+    fields["state"] = state._value_  # what value is, in a tenth of the time
+    fields["duration"] = round(seconds * 1e9) / 1e9
+    if attempt is not None and attempt.error is not None:
+        fields["error_type"] = type(attempt.error).__name__
+        fields["error"] = _redacted(_message, (redactor, attempt.error))
+    if attempt is not None and attempt.returned is not None:
+        fields["returned"] = _redacted(redactor.redact, attempt.returned)
     return line(fields)
 
 

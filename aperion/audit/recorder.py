@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aperion.audit.parts import AuditStats, Setup
     from aperion.audit.subjects import Subjects
     from aperion.events import Event
-    from aperion.outcomes import Outcome
+    from aperion.outcomes import Attempt, Outcome
     from aperion.redaction import Redactor
 
 _HIDING: Any = HidesAll()
@@ -102,14 +102,22 @@ class Recorder:
             AuditUnavailable: when the file cannot be written, when the disk is too far behind, when the log is
                 not open, and in a forked child; under ``best_effort`` only for the two last.
         """
+        if self._takes_outcomes:
+            self._owe(record.ended, event, outcome)
+
+    def attempted(self, event: Event[Any], subscription: str, attempt: Attempt) -> None:
+        """Record how an attempt at a delivery ended; does not wait.
+
+        Raises:
+            AuditUnavailable: as ``ended`` does.
+        """
         if not self._takes_outcomes:
             return
+        if self._subjects is not None:
+            self._owe(record.attempted, event, subscription, attempt)
+            return
         try:
-            if self._subjects is None:
-                line = record.ended(event, outcome, self._redactor)
-            else:
-                line = self._encrypted(self._subjects, record.ended, event, outcome)
-            self._append_owed(line)
+            self._append_owed(record.attempted(event, subscription, attempt, self._redactor))
         except AuditUnavailable as error:
             if self._missed(error):
                 raise
@@ -120,13 +128,16 @@ class Recorder:
         Raises:
             AuditUnavailable: as ``ended`` does.
         """
-        if kind not in self._kinds:
-            return
+        if kind in self._kinds:
+            self._owe(record.noted, event, kind, detail)
+
+    def _owe(self, make: Callable[..., bytes], event: Event[Any], *rest: object) -> None:
+        """Record what has happened already."""
         try:
             if self._subjects is None:
-                line = record.noted(event, kind, detail, self._redactor)
+                line = make(event, *rest, self._redactor)
             else:
-                line = self._encrypted(self._subjects, record.noted, event, kind, detail)
+                line = self._encrypted(self._subjects, make, event, *rest)
             self._append_owed(line)
         except AuditUnavailable as error:
             if self._missed(error):

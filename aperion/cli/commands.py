@@ -14,7 +14,7 @@ from aperion.app import serve
 from aperion.cli.audit import audit
 from aperion.cli.catalogue import events, explain_type
 from aperion.cli.lines import STDIN, open_lines
-from aperion.cli.loading import load_app
+from aperion.cli.loading import about, load_app
 from aperion.cli.logs import log_others_to_stderr, log_to_stderr
 from aperion.cli.progress import Reporter
 from aperion.cli.redact import Filter, Redaction
@@ -104,9 +104,17 @@ def replay(
 
 @command.command(short_help="Run an application until a signal.")
 def run(app: _RunPath, *, reload: _Reload = False, debug: _Debug = False) -> None:  # noqa: ARG001
-    """Run an application until a signal; what is in flight is finished first."""
+    """Run an application until a signal; what is in flight is finished first.
+
+    Says at the start what it runs. A second signal ends it at once. Exits with 0 when everything
+    settled, 1 when something did not before the deadline, 130 after a second signal.
+    """
     log_to_stderr()
-    raise typer.Exit(run_reloading(app) if reload else serve(load_app(app)))
+    if reload:
+        raise typer.Exit(run_reloading(app))
+    application = load_app(app)
+    print(about(app, application.bus), file=sys.stderr)
+    raise typer.Exit(serve(application))
 
 
 @command.command(short_help="Hide secrets and personal data in a file or a stream.")

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from aperion.app import App
 from aperion.bus import EventBus
-from aperion.cli.screen import redacted
+from aperion.cli.screen import redacted, safe
 from aperion.errors import ApplicationError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _FORM = "write module:attribute, such as 'service:app' or 'shop.service:make_app'"
+_NAMES_SHOWN = 8
 _NOT_THE_USERS = (str(Path(__file__).parent.parent), "<frozen importlib")
 
 
@@ -47,6 +48,21 @@ def load_app(path: str) -> App:
         f"{path!r} is of type {type(found).__name__}; an application is an aperion.App or an aperion.EventBus, "
         "or a function without parameters that returns one"
     )
+
+
+def about(path: str, bus: EventBus) -> str:
+    """Return a few lines about what is going to run, and how to stop it."""
+    subscriptions = bus.subscriptions
+    names = ", ".join(sorted({each.name for each in subscriptions})[:_NAMES_SHOWN])
+    more = ", …" if len(subscriptions) > _NAMES_SHOWN else ""
+    log = getattr(bus.audit, "path", None) or ("none" if bus.audit is None else type(bus.audit).__name__)
+    lines = [
+        f"aperion: running {path}",
+        f"  handlers   {len(subscriptions)}{': ' if subscriptions else ''}{names}{more}",
+        f"  audit log  {log}",
+        "  stop       Ctrl-C finishes what is in flight, a second Ctrl-C quits at once",
+    ]
+    return "\n".join(safe(line) for line in lines)
 
 
 def _parts(path: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from aperion.cli.screen import DEBUG
+from aperion.cli.screen import DEBUG, safe
 
 _OURS = "aperion"
 
@@ -16,9 +16,11 @@ _OURS = "aperion"
 def log_to_stderr() -> None:
     """Show what is logged on standard error, and what is logged for debugging with ``--debug`` only.
 
-    Values are shown as Python writes them, so that no control character reaches the terminal. An
-    application that calls ``structlog.configure`` when it is imported overrides all of this.
+    Values are shown as Python writes them, so that no control character reaches the terminal, and a
+    traceback stands below its line. An application that calls ``structlog.configure`` when it is imported overrides all of this.
     """
+    if DEBUG in sys.argv:
+        logging.getLogger(_OURS).setLevel(logging.DEBUG)  # whole tracebacks, and what went well
     _configure(_to_stderr)
 
 
@@ -34,11 +36,21 @@ def _configure(factory: Any) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"], drop_missing=True),
+            _rendered,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if DEBUG in sys.argv else logging.INFO),
         logger_factory=factory,
     )
+
+
+_fields = structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"], drop_missing=True)
+
+
+def _rendered(logger: Any, method_name: str, event_dict: Any) -> str:
+    """Return a line of fields, and below it the traceback, if there is one."""
+    trace = event_dict.pop("exception", None)
+    line = str(_fields(logger, method_name, event_dict))
+    return "\n".join([line, *(safe(each) for each in str(trace).splitlines())]) if trace else line
 
 
 def _to_stderr(*_name: str) -> structlog.PrintLogger:

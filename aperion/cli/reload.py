@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aperion.cli.screen import DEBUG
 from aperion.engine.pulse import WATCHDOG
 from aperion.errors import ApplicationError
 
@@ -31,7 +32,7 @@ def run_reloading(app_path: str) -> int:
             _stop(child)
             print("aperion: the code changed; starting again", file=sys.stderr)
         # A group of its own: Ctrl-C must reach it once, from here, since a second one ends the drain.
-        command = [sys.executable, "-m", "aperion.cli", "run", app_path]
+        command = [sys.executable, "-m", "aperion", "run", app_path, *([DEBUG] if DEBUG in sys.argv else [])]
         child = subprocess.Popen(command, process_group=0, env={WATCHDOG: "0.2", **os.environ})  # noqa: S603
     return _stop(child) if child is not None else 0
 

@@ -17,7 +17,7 @@ from aperion.engine.threads import Job
 from aperion.errors import HandlerTimeoutError, NotDeliveredError
 from aperion.events import own_copy
 from aperion.middleware import compose
-from aperion.outcomes import Attempt, Delivery, Outcome, OutcomeState
+from aperion.outcomes import Attempt, Delivery, Outcome, OutcomeState, went_well
 from aperion.subscriptions import HandlerKind
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Execution:
                 flight.started = now
                 results.append(seconds if returned is None else _returned(subscription, seconds, returned))
                 if ended is not None:
-                    ended(event, subscription, Attempt(1, OutcomeState.OK, seconds, None, returned))
+                    ended(event, subscription, went_well(1, seconds, returned))
             if left is not None:
                 left(event, subscription, 1)
             if here_now() is not flight:  # the handler has changed it, or had a copy of the event
@@ -128,8 +128,7 @@ class Execution:
         except BaseException as error:  # noqa: BLE001
             end = self._judged(rerun, rerun.index, subscription, number, error)
         else:
-            attempt = Attempt(number, OutcomeState.OK, monotonic() - rerun.started, None, returned)
-            self._settlement.went_well(rerun, attempt)
+            self._settlement.went_well(rerun, went_well(number, monotonic() - rerun.started, returned))
         if facts.left is not None:
             facts.left(rerun.event, subscription, number)
         rerun.passed = True
@@ -332,7 +331,7 @@ def _says_yes(subscription: Subscription, event: Event[Any]) -> bool:
 
 
 def _returned(subscription: Subscription, seconds: float, returned: object) -> Outcome:
-    return Outcome(subscription.name, OutcomeState.OK, (Attempt(1, OutcomeState.OK, seconds, None, returned),))
+    return Outcome(subscription.name, OutcomeState.OK, (went_well(1, seconds, returned),))
 
 
 def _call_in_process(handler: Callable[[Event[Any]], Any], event: Event[Any]) -> None:

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from aperion._logs import logger as _log
 from aperion.errors import AuditUnavailable
-from aperion.outcomes import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from aperion.events import Event
     from aperion.outcomes import Attempt, DeadLetter, FailureReason
-    from aperion.protocols import AuditSink
+    from aperion.protocols import Recorder
     from aperion.subscriptions import Subscription
 
 
@@ -25,17 +24,16 @@ class AuditTrail:
 
     started: Callable[[Event[Any], Subscription, int], None] | None
 
-    def __init__(self, sink: AuditSink, failed: Callable[[], None]) -> None:
+    def __init__(self, sink: Recorder, failed: Callable[[], None]) -> None:
         self._sink = sink
         self._failed = failed
         self.failures = 0
-        wants = getattr(sink, "wants", None)
-        self.started = self._started if wants is not None and wants("handler_started") else None
+        self.started = self._started if sink.wants("handler_started") else None
 
     def ended(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
         """Record how an attempt ended."""
         try:
-            self._sink.ended(event, Outcome(subscription.name, attempt.state, (attempt,)))
+            self._sink.attempted(event, subscription.name, attempt)
         except AuditUnavailable as error:
             self._missed(error)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from aperion._logs import logger as _log
 
@@ -16,16 +17,23 @@ if TYPE_CHECKING:
     from aperion.subscriptions import Subscription
 
 
-class LogLines:
-    """Writes a line for what somebody should look at, and at level DEBUG for each attempt that went well."""
+_OURS: Final = f'  File "{Path(__file__).parents[1]}'
 
-    __slots__ = ("_redactor", "ended")
+
+class LogLines:
+    """Writes a line for what somebody should look at, and at level DEBUG for each attempt that went well.
+
+    A failure is shown with its traceback, without the frames of this package; at level DEBUG with all of them.
+    """
+
+    __slots__ = ("_debug", "_redactor", "ended")
 
     ended: Callable[[Event[Any], Subscription, Attempt], None] | None
 
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
-        self.ended = self._ended if logging.getLogger("aperion").isEnabledFor(logging.DEBUG) else None
+        self._debug = logging.getLogger("aperion").isEnabledFor(logging.DEBUG)
+        self.ended = self._ended if self._debug else None
 
     def retried(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
         """Tell of a failure that will be attempted again."""
@@ -39,7 +47,8 @@ class LogLines:
         if letter.subscription is None or attempt is None or again:
             return
         identity = self._identity(letter.event, letter.subscription, attempt)
-        _log.error("delivery failed", **identity, error_type=letter.error_type, error=letter.error)
+        trace = letter.traceback if self._debug else without_ours(letter.traceback)
+        _log.error("delivery failed", **identity, error_type=letter.error_type, error=letter.error, exception=trace)
 
     def dropped(self, event: Event[Any], policy: str) -> None:
         """Tell of a dropped event."""
@@ -62,3 +71,14 @@ class LogLines:
             "attempt": attempt.number,
             "duration": round(attempt.duration, 6),
         }
+
+
+def without_ours(trace: str) -> str:
+    """Return a traceback as text without the frames of this package, which led to the handler."""
+    kept, ours = [], False
+    for line in trace.splitlines(keepends=True):
+        if not line.startswith("    "):  # what is deeper belongs to the frame before
+            ours = line.startswith(_OURS)
+        if not ours:
+            kept.append(line)
+    return "".join(kept).rstrip("\n")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from aperion.audit import AuditLog
 from aperion.errors import ConfigurationError, shown
+from aperion.outcomes import Outcome
 from aperion.protocols import AuditSink
 
 if TYPE_CHECKING:
+    from aperion.events import Event
+    from aperion.outcomes import Attempt
     from aperion.protocols import Recorder
     from aperion.redaction import Redactor
 
@@ -23,6 +25,8 @@ def recorder_of(audit: object, redactor: Redactor) -> tuple[AuditSink | None, Re
     if audit is None:
         return None, None
     if isinstance(audit, str | os.PathLike):
+        from aperion.audit import AuditLog  # a bus without a log needs none of it
+
         audit = AuditLog(audit)
     if isinstance(audit, type) or not isinstance(audit, AuditSink):
         raise ConfigurationError(
@@ -46,6 +50,10 @@ class SinkRecorder:
         self.accepted: Any = sink.accepted
         self.ended: Any = sink.ended
         self.noted: Any = sink.noted
+
+    def attempted(self, event: Event[Any], subscription: str, attempt: Attempt) -> None:
+        """Hand on how an attempt ended."""
+        self.ended(event, Outcome(subscription, attempt.state, (attempt,)))
 
     def wants(self, kind: str) -> bool:
         """Tell whether records of a kind are written; what a sink was not made for, it is not told."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -107,6 +106,8 @@ def checked(option: str, given: Iterable[str], also: Iterable[str] = ()) -> froz
     known = names() | set(also)
     chosen = frozenset(given)
     for name in chosen - known:
+        from difflib import get_close_matches
+
         near = get_close_matches(str(name).upper(), known, 1)
         raise ConfigurationError(
             f"{option} has {name!r}, which is no type of value; "

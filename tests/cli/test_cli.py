@@ -15,7 +15,7 @@ import pytest
 
 import aperion
 
-COMMAND = (sys.executable, "-m", "aperion.cli")
+COMMAND = (sys.executable, "-m", "aperion")
 PACKAGES = str(Path(aperion.__file__).parent.parent)
 GOOD = '{"type": "order.placed", "payload": {"n": 1}}\n'
 

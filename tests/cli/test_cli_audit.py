@@ -29,7 +29,7 @@ from aperion.cli.audit_options import moment
 from aperion.cli.audit_progress import Watched
 from aperion.errors import ApplicationError
 
-COMMAND = (sys.executable, "-m", "aperion.cli", "audit")
+COMMAND = (sys.executable, "-m", "aperion", "audit")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(aperion.__file__).parent.parent)}
 HOSTILE = "\x1b]0;owned\x07\x1b[31m \u202eevil \x9b2J \r\n"
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -556,7 +556,7 @@ def test_a_full_file_that_cannot_be_unpacked_is_found_and_does_not_hide_the_othe
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["search", "stats"])
 def test_a_pipe_that_is_closed_ends_it_quietly(log: Path, command: str) -> None:
-    shell = f"{sys.executable} -m aperion.cli audit {command} {log} | true"
+    shell = f"{sys.executable} -m aperion audit {command} {log} | true"
 
     done = subprocess.run(["sh", "-c", shell], capture_output=True, env=ENVIRONMENT, timeout=45, check=True)
 

@@ -39,7 +39,7 @@ async def send(event_type):
 
 def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "aperion.cli", *arguments],
+        [sys.executable, "-m", "aperion", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -163,7 +163,7 @@ def _on_a_terminal(*arguments: str, **environment: str) -> str:
     """Run the command with a terminal as its standard output, and return what that got."""
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "aperion.cli", *arguments],
+        [sys.executable, "-m", "aperion", *arguments],
         cwd=ROOT,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", **environment},
         stdout=slave,

@@ -14,7 +14,7 @@ import pytest
 
 import aperion
 
-COMMAND = (sys.executable, "-m", "aperion.cli", "redact")
+COMMAND = (sys.executable, "-m", "aperion", "redact")
 PACKAGES = str(Path(aperion.__file__).parent.parent)
 KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\nKs14IReLcYgADhoXk56ZzXI=\n-----END PRIVATE KEY-----\n"
 

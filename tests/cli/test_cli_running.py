@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Start: TypeAlias = Callable[..., subprocess.Popen[str]]
 
-COMMAND = (sys.executable, "-m", "aperion.cli")
+COMMAND = (sys.executable, "-m", "aperion")
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "NO_COLOR", "COLUMNS"}},
     "PYTHONPATH": str(Path(aperion.__file__).parent.parent),
@@ -233,6 +233,43 @@ def test_run_runs_until_a_signal_and_exits_with_0(
 
     assert process.returncode == 0
     assert "Traceback" not in errors
+
+
+def test_run_says_what_it_runs_what_it_waits_for_and_how_to_end_it(start: Start, folder: Path) -> None:
+    service = """
+        import anyio
+        import aperion
+
+        bus = aperion.EventBus(audit="events.jsonl")
+        app = aperion.App(bus)
+
+        @bus.on("order.*", name="shop.bill")
+        async def bill(event):
+            print("ready", flush=True)
+            await anyio.sleep(0.3)
+            raise ValueError("no such customer")
+
+        @app.service
+        async def emit():
+            await bus.emit("order.placed", {})
+    """
+    (folder / "service.py").write_text(textwrap.dedent(service))
+    process = start("run", "service:app")
+    wait_for(process, "ready")
+
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 0
+    told = errors.splitlines()
+    assert told[:3] == ["aperion: running service:app", "  handlers   1: shop.bill", "  audit log  events.jsonl"]
+    assert told[3].startswith("  stop       Ctrl-C")
+    assert "event='stopping' signal='SIGINT' pending=1 hint='a second one quits at once'" in told[4]
+    assert "event='delivery failed'" in told[5]
+    trace = told[6:]
+    assert trace[0] == "Traceback (most recent call last):"
+    assert [line.split(", ")[-1] for line in trace if line.startswith("  File")] == ["in bill"]
+    assert trace[-1] == "ValueError: no such customer"
 
 
 def test_ctrl_c_ends_the_reading_drains_and_sums_up(start: Start) -> None:

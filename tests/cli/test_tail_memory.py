@@ -24,7 +24,7 @@ from aperion.audit.query import Query
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-COMMAND = (sys.executable, "-m", "aperion.cli", "audit", "tail", "--json", "-f")
+COMMAND = (sys.executable, "-m", "aperion", "audit", "tail", "--json", "-f")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(aperion.__file__).parent.parent)}
 MB = 1 << 20
 

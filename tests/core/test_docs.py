@@ -48,7 +48,7 @@ def test_what_the_page_on_the_catalogue_shows_is_what_the_commands_print() -> No
     page = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
     for command, shown in re.findall(r"^\$ aperion (.*)\n((?:.+\n|\n(?!```))*?)```", page, re.MULTILINE):
         done = subprocess.run(
-            [sys.executable, "-m", "aperion.cli", *command.split()],
+            [sys.executable, "-m", "aperion", *command.split()],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,

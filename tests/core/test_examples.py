@@ -32,7 +32,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def replay(file: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Replay a file through the shop and ask for JSON."""
-    command = [sys.executable, "-m", "aperion.cli", "replay", str(file), "--app", "examples.shop.service:app", "--json"]
+    command = [sys.executable, "-m", "aperion", "replay", str(file), "--app", "examples.shop.service:app", "--json"]
     return subprocess.run(
         command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=45, check=False
     )

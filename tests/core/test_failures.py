@@ -643,6 +643,32 @@ async def test_attempts_that_run_out_are_one_dead_letter() -> None:
     assert len(untried["fails"].attempts) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (ExceptionGroup("two", [ConnectionError(), ConnectionResetError()]), 2),
+        (ExceptionGroup("outer", [ExceptionGroup("inner", [ConnectionError()])]), 2),
+        (ExceptionGroup("mixed", [ConnectionError(), KeyError()]), 1),
+        (ExceptionGroup("other", [KeyError()]), 1),
+    ],
+    ids=["each matches", "nested", "one does not", "none does"],
+)
+async def test_an_exception_group_is_retried_when_every_exception_in_it_is_worth_it(
+    error: ExceptionGroup[Exception], attempts: int
+) -> None:
+    """Task groups raise groups: what comes out of two requests that failed is a failed connection like any other."""
+
+    async def fails(event: Event) -> None:
+        raise error
+
+    async with EventBus() as bus:
+        bus.subscribe(fails, "chat.sent", name="fails", retry=Retry(attempts=2, wait_initial=0.001, on=ConnectionError))
+        with anyio.fail_after(5):
+            outcomes = await bus.dispatch("chat.sent", {})
+
+    assert len(outcomes["fails"].attempts) == attempts
+
+
 async def test_a_retry_never_holds_up_the_handlers_after_it() -> None:
     """Priority orders first attempts; the retry comes when its time has come."""
     ran: list[str] = []

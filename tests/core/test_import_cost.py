@@ -8,6 +8,8 @@ import sys
 import pytest
 
 OPTIONAL = [
+    "aperion.audit.log",
+    "difflib",
     "opentelemetry.sdk",
     "typer",
     "rich",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
+
+import pytest
 
 import aperion
 
@@ -12,6 +15,7 @@ PACKAGE = Path(aperion.__file__).parent
 RANKS: list[tuple[str, int]] = [
     ("errors", 0),
     ("_logs", 0),
+    ("_lazy", 0),
     ("_recent", 0),
     ("_frozen", 1),
     ("naming", 1),
@@ -135,8 +139,26 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_init_modules_hold_imports_and_names_only() -> None:
     for path in PACKAGE.rglob("__init__.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-            assert is_all or isinstance(node, ast.Import | ast.ImportFrom | ast.Expr), f"{path}: {ast.unparse(node)}"
+            names = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"__all__", "__getattr__"}
+            imports = node.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else [node]
+            fine = names or all(isinstance(each, ast.Import | ast.ImportFrom | ast.Expr) for each in imports)
+            assert fine, f"{path}: {ast.unparse(node)}"
+
+
+def test_what_is_loaded_late_is_told_to_type_checkers_and_to_star_imports() -> None:
+    from aperion import audit
+
+    late = {"aperion": {"AuditLog"}, "aperion.audit": set(audit.__all__)}
+    for name, expected in late.items():
+        source = PACKAGE.parent.joinpath(*name.split("."), "__init__.py").read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        told = [node for node in tree.body if isinstance(node, ast.If)][0]
+        names = {alias.name for node in told.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        assert names == expected
+        assert expected <= set(importlib.import_module(name).__all__)
+        assert all(hasattr(importlib.import_module(name), each) for each in expected)
+    with pytest.raises(AttributeError, match="'aperion' has no attribute 'AuditLogg'"):
+        aperion.AuditLogg  # noqa: B018
 
 
 def test_all_names_are_there_and_sorted() -> None:

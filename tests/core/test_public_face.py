@@ -75,6 +75,32 @@ def test_an_unknown_option_names_the_function_and_the_nearest_one(call, told: st
         call(aperion.EventBus())
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: aperion.EventBus(event_log_path="events.jsonl"), "pass audit="),
+        (lambda: aperion.EventBus(max_workers=4), "max_concurrent_handlers="),
+        (lambda: aperion.EventBus(max_log_files=4), r"Rotation\(keep=...\)"),
+    ],
+    ids=["the log", "the threads", "the files"],
+)
+def test_an_option_of_the_predecessor_is_told_what_took_its_place(call, told: str) -> None:
+    with pytest.raises(TypeError, match=told):
+        call()
+
+
+@pytest.mark.anyio
+async def test_waiting_for_handlers_points_to_the_receipt() -> None:
+    async with aperion.EventBus() as bus:
+        with pytest.raises(TypeError, match=r"'wait_for_handlers'; wait with 'await receipt.settled\(\)'"):
+            await bus.emit("a.b", {}, wait_for_handlers=True)  # type: ignore[call-arg]
+
+
+def test_a_pattern_before_the_handler_is_told_the_order() -> None:
+    with pytest.raises(aperion.PatternError, match=r"the handler comes first: subscribe\(handler, "):
+        aperion.EventBus().subscribe("a.b", _handler)  # type: ignore[arg-type]
+
+
 @pytest.mark.anyio
 async def test_an_unknown_detail_of_an_emit_is_told_like_an_option() -> None:
     async with aperion.EventBus() as bus:

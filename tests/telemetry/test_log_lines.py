@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,6 +101,53 @@ async def test_each_failure_leaves_one_line_at_error() -> None:
     assert (failure["error_type"], failure["error"]) == ("ValueError", "password=[REDACTED]")
     assert lines(stream, "event handled") == []
     assert "hunter2" not in stream.getvalue()
+
+
+async def test_the_line_of_a_failure_has_the_traceback_of_the_users_code() -> None:
+    """Redacted, and without the frames of the package; at DEBUG they are there too."""
+
+    async def fails(event: Event) -> None:
+        json.loads("{")
+
+    told = {}
+    for level in ("INFO", "DEBUG"):
+        stream = io.StringIO()
+        configure(stream=stream, level=level)
+        async with EventBus() as bus:
+            bus.subscribe(fails, "user.login", name="app.fails")
+            await bus.dispatch("user.login", {})
+        [failure] = lines(stream, "delivery failed")
+        told[level] = failure["exception"]
+
+    frames = [line.split(", ")[-1] for line in told["INFO"].splitlines() if line.startswith("  File")]
+    assert frames == ["in fails", "in loads", "in decode", "in raw_decode"]
+    assert told["INFO"].startswith("Traceback (most recent call last):\n  File")
+    assert "json.decoder.JSONDecodeError: Expecting property name" in told["INFO"]
+    assert told["DEBUG"].count("  File") > len(frames)
+    assert "in deliver" in told["DEBUG"]
+
+
+def test_lines_go_to_standard_error_as_long_as_nobody_has_configured_structlog() -> None:
+    """What a program prints is its own, and may be read by another one."""
+    program = """
+import asyncio, aperion
+
+bus = aperion.EventBus()
+
+@bus.on("a.b", name="fails")
+async def fails(event):
+    raise ValueError("broken")
+
+async def main():
+    async with bus:
+        await bus.dispatch("a.b", {})
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=45, check=True)
+    assert done.stdout == ""
+    assert "delivery failed" in done.stderr
+    assert "ValueError: broken" in done.stderr
 
 
 async def test_lines_of_the_standard_library_carry_the_ids_too() -> None:
