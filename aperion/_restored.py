@@ -23,9 +23,7 @@ CLASSES: Final = frozenset({"enum", "namedtuple", "dataclass", "model"})
 """The kinds of values whose notes name a class."""
 
 
-def restored(
-    payload: object, types: object, key_types: object, event_type: str, *, find: Finder | None = None
-) -> Any:
+def restored(payload: object, types: object, key_types: object, event_type: str, *, find: Finder | None = None) -> Any:
     """Return a plain payload with the values that its notes tell of.
 
     Args:

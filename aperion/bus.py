@@ -62,8 +62,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
+    from aperion.engine.keeping import Keeping
     from aperion.events import Payload
     from aperion.intake import EventDetails
+    from aperion.journal.letters import JournalLetters
+    from aperion.journal.sqlite import SQLiteJournal
     from aperion.naming import Naming
     from aperion.observers.spans import Spans, Tracing
     from aperion.outcomes import Delivery, FailureReason, Outcomes
@@ -92,6 +95,8 @@ class EventBus(Router):
 
     Args:
         audit: the audit log, or the path of one; every accepted event and every outcome goes there.
+        journal: where accepted events are kept until they are handled, so that the next process goes on with what
+            this one has not finished: ``aperion.SQLiteJournal("state/")``. Without one they live in memory.
         redactor: hides secrets in dead letters, log lines and error texts.
         handler_timeout: seconds that a handler may take, unless its subscription says otherwise;
             None for no limit.
@@ -124,6 +129,7 @@ class EventBus(Router):
         self,
         *,
         audit: AuditSink | str | os.PathLike[str] | None = None,
+        journal: SQLiteJournal | None = None,
         redactor: Redactor | None = None,
         handler_timeout: float | None = 30.0,
         max_concurrent_events: int = 64,
@@ -156,7 +162,12 @@ class EventBus(Router):
         self.drain_timeout = drain_timeout
         self.redactor = Redactor() if redactor is None else _checked_redactor(redactor)
         self.metrics = metrics
-        self.dead_letters = DeadLetterQueue() if dead_letter_queue is None else dead_letter_queue
+        self.journal = journal
+        letters = _letters_of(journal)
+        self._kept_letters = letters if dead_letter_queue is None else None
+        self.dead_letters = (
+            DeadLetterQueue(store=self._kept_letters) if dead_letter_queue is None else dead_letter_queue
+        )
         self.dead_letters.use_redactor(self.redactor)
         self.audit, self._recorder = recorder_of(audit, self.redactor)
         self._settings = Settings(
@@ -181,7 +192,8 @@ class EventBus(Router):
         self._trail = AuditTrail(self._recorder, self._audit_failed) if self._recorder is not None else None
         self._spans: Spans | None = None
         self._watches = self._bus_metrics is not None  # whether somebody wants to know of each emit
-        self._waits_for_disk = self._recorder is not None and self._recorder.waits_for_disk
+        self._waits_for_disk = journal is not None or (self._recorder is not None and self._recorder.waits_for_disk)
+        self._keeping: Keeping | None = None
         self._engine: Engine | None = None
         self._last_drain: DrainReport | None = None
         self._stop_watching: Callable[[], None] | None = None
@@ -207,6 +219,7 @@ class EventBus(Router):
 
         Raises:
             AuditUnavailable: when the audit log cannot be opened.
+            JournalUnavailable: when the journal cannot be opened.
             RuntimeError: when it runs already.
         """
         engine = self._engine
@@ -215,8 +228,10 @@ class EventBus(Router):
         if self._recorder is not None:
             await self._recorder.start()
         try:
+            await self._open_journal()
             self._begin()
         except BaseException:
+            await self._close_journal()
             await self._close_log()
             raise
         return self
@@ -232,6 +247,7 @@ class EventBus(Router):
             await engine.end(self.drain_timeout)
         finally:
             self._end(engine)
+            await self._close_journal()
             await self._close_log()
         interrupted = engine.was_interrupted()
         if interrupted is not None:
@@ -243,6 +259,7 @@ class EventBus(Router):
             self._settings,
             router=self,
             recorder=self._recorder,
+            keeping=self._keeping,
             facts=self._facts,
             letters=self.dead_letters,
             redactor=self.redactor,
@@ -277,7 +294,7 @@ class EventBus(Router):
         self._watches = self._bus_metrics is not None or self._spans is not None
         measurements = Measurements(self._bus_metrics) if self._bus_metrics is not None else None
         lines, events = LogLines(self.redactor), SystemEvents(self._announce)
-        observers = (self._trail, measurements, self._spans, lines, events)
+        observers = (self._keeping, self._trail, measurements, self._spans, lines, events)
         self._facts.attach(observer for observer in observers if observer is not None)
         self._count_subscriptions()
 
@@ -295,6 +312,20 @@ class EventBus(Router):
         for stream in tuple(self._streams):
             stream.close()
         self._bridge.close()
+
+    async def _open_journal(self) -> None:
+        if self.journal is not None:
+            from aperion.engine.keeping import Keeping
+
+            keeping = Keeping(self.journal, self._kept_letters)
+            await keeping.open()
+            self._keeping = keeping
+
+    async def _close_journal(self) -> None:
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None:
+            with anyio.CancelScope(shield=True):
+                await keeping.close()
 
     async def _close_log(self) -> None:
         if self._recorder is not None:
@@ -385,6 +416,7 @@ class EventBus(Router):
             WrongLoopError: outside the loop of the bus.
             CascadeError: in a handler whose event has caused too many others.
             AuditUnavailable: when the audit log cannot record the event.
+            JournalUnavailable: when the journal cannot keep it.
         """
         engine = self._engine
         if engine is None or running_loop() is not engine.loop:
@@ -611,7 +643,10 @@ class EventBus(Router):
             raise
         if emission is not None:
             event = emission.made(event)
-        return self._processed(event) if self._processors else event
+        made = self._processed(event) if self._processors else event
+        if self._keeping is not None and isinstance(made, Event) and not details.get("durable", True):
+            self._keeping.pass_over(made)
+        return made
 
     def _reject(self, subject: object, payload: object, details: Mapping[str, Any], error: ValidationError) -> None:
         self._counters.rejected += 1
@@ -880,6 +915,7 @@ class EventBus(Router):
             metrics_enabled=self._bus_metrics is not None,
             metrics_errors=self._bus_metrics.errors if self._bus_metrics is not None else 0,
             metrics=self.metrics.snapshot() if isinstance(self.metrics, InMemoryMetrics) else None,
+            journal=self._keeping.stats() if self._keeping is not None else None,
         )
 
     # Its subscriptions
@@ -903,6 +939,22 @@ class EventBus(Router):
     def _audit_failed(self) -> None:
         if self._bus_metrics is not None:
             self._bus_metrics.audit_failed()
+
+
+def _letters_of(journal: object) -> JournalLetters | None:
+    """Return the store of the dead letters of a bus with a journal.
+
+    Raises:
+        ConfigurationError: for something that is no journal.
+    """
+    if journal is None:
+        return None
+    from aperion.journal.letters import JournalLetters
+    from aperion.journal.sqlite import SQLiteJournal
+
+    if not isinstance(journal, SQLiteJournal):
+        raise ConfigurationError(f"journal={shown(journal)} is no journal; pass aperion.SQLiteJournal('state/')")
+    return JournalLetters(10_000)
 
 
 def _policy(policy: OverflowPolicy | str) -> OverflowPolicy:

@@ -154,6 +154,15 @@ class NotDeliveredError(AperionError):
     """The error of a delivery that the bus gave up: it drained, or its deadline passed."""
 
 
+class KilledError(AperionError):
+    """The error of a delivery whose handler has taken the process down too often; see ``SQLiteJournal(max_starts=)``."""
+
+    def __init__(self, subscription: str, starts: int) -> None:
+        super().__init__(f"the process died {starts} times while {subscription} ran; it is not started again")
+        self.subscription = subscription
+        self.starts = starts
+
+
 class EngineError(AperionError, RuntimeError):
     """The error of a delivery that a fault of the engine itself has ended; please report it."""
 

@@ -396,9 +396,7 @@ def validated(model: type[Payload], event_type: str, payload: object) -> Payload
         raise payload_error(event_type, error) from None
 
 
-def validated_by_name(
-    model: type[Payload], event_type: str, payload: object, *, strict: bool | None = None
-) -> Payload:
+def validated_by_name(model: type[Payload], event_type: str, payload: object, *, strict: bool | None = None) -> Payload:
     """Do what ``validated`` does for fields under their own names, as lines have them, whatever their aliases."""
     try:
         return model.model_validate(payload, strict=strict, **_BY_NAME)

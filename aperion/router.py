@@ -47,6 +47,7 @@ class SubscriptionOptions(TypedDict, total=False):
     ``where``: a filter; an event for which it returns something false is skipped.
     ``metadata``: kept on the subscription, not interpreted.
     ``isolation``: ``"thread"`` (default) or ``"process"``: where a sync handler runs.
+    ``durable``: whether the journal of the bus, if it has one, keeps deliveries for the next process; True by default.
     """
 
     name: str
@@ -55,6 +56,7 @@ class SubscriptionOptions(TypedDict, total=False):
     where: Filter
     metadata: Mapping[str, Any]
     isolation: Literal["thread", "process"]
+    durable: bool
 
 
 class Router:
@@ -334,6 +336,7 @@ def _make(  # noqa: PLR0913 - one argument for each option
     where: Filter | None = None,
     metadata: Mapping[str, Any] | None = None,
     isolation: str = "thread",
+    durable: bool = True,
 ) -> Subscription:
     kind = _kind(handler, isolation)
     if timeout is not None:
@@ -347,6 +350,8 @@ def _make(  # noqa: PLR0913 - one argument for each option
             f"where={shown(where)} is async, and its answer would always count as yes; pass a plain function, "
             "and let the handler decide what has to be awaited"
         )
+    if not isinstance(durable, bool):
+        raise ConfigurationError(f"durable={shown(durable)} makes no sense; pass True or False")
     if name is not None and (not isinstance(name, str) or not name.strip()):
         raise ConfigurationError(f"name={shown(name)} makes no sense; pass a non-empty string")
     return Subscription(
@@ -360,6 +365,7 @@ def _make(  # noqa: PLR0913 - one argument for each option
         retry=retry,
         where=where,
         metadata=metadata,
+        durable=durable,
     )
 
 

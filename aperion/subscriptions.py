@@ -98,7 +98,19 @@ class Subscription:
     # Mutable: whether it is paused or removed, and what follows from that, under the router's lock; what the bus
     # that has it sets when it starts.
     __slots__ = (
-        *("__weakref__", "_order", "_owner", "_paused", "_removed", "_twins", "direct", "handler", "is_named", "kind"),
+        *(
+            "__weakref__",
+            "_order",
+            "_owner",
+            "_paused",
+            "_removed",
+            "_twins",
+            "direct",
+            "durable",
+            "handler",
+            "is_named",
+            "kind",
+        ),
         *("metadata", "name", "open", "origin", "patterns", "priority", "retry", "run", "timeout", "where"),
     )
 
@@ -116,6 +128,7 @@ class Subscription:
         metadata: Mapping[str, Any] | None = None,
         origin: Subscription | None = None,
         is_named: bool = False,
+        durable: bool = True,
     ) -> None:
         self.name = name
         self.is_named = is_named  # by the user, and not for its function
@@ -127,6 +140,7 @@ class Subscription:
         self.retry = retry
         self.where = where
         self.metadata = dict(metadata or {})
+        self.durable = durable  # whether the journal keeps its deliveries
         self.origin = origin
         self.open = True
         self.run: Any = None  # what the bus puts around the handler; None calls it as it is
@@ -192,6 +206,7 @@ class Subscription:
             retry=self.retry,
             where=self.where,
             metadata=self.metadata,
+            durable=self.durable,
             origin=self,
         )
         twin.set_paused(paused=self._paused)

@@ -222,8 +222,7 @@ class Admission:
         Raises:
             AuditUnavailable: when the disk has refused; the event is dropped.
         """
-        synced = self.held.get(flight)
-        if synced is not None:
+        while (synced := self.held.get(flight)) is not None:  # first the journal may be waited for, and then the log
             await synced
 
     async def synced_here(self, flight: Flight) -> None:

@@ -45,11 +45,11 @@ def written(event: Event[Any]) -> bytes:
         flat = payload.__dict__
     elif type(payload) is FrozenDict:
         flat = payload
-    if flat is not None and all([type(value) in _ATOMS for value in flat.values()]):
+    if flat is not None and all(type(value) in _ATOMS for value in flat.values()):
         fields["payload"] = flat
         if is_model:
             fields["model"] = True
-        if is_model or all([type(key) is str for key in flat]):
+        if is_model or all(type(key) is str for key in flat):
             try:
                 return orjson.dumps(fields)
             except TypeError:  # an integer beyond 64 bits, which the slow way writes

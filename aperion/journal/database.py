@@ -93,7 +93,9 @@ class Database:
             raise JournalUnavailable(self.path, "it is no journal", opening=True)
         if version > VERSION:
             raise JournalUnavailable(
-                self.path, f"it was written by a newer Aperion, in version {version}; this one knows {VERSION}", opening=True
+                self.path,
+                f"it was written by a newer Aperion, in version {version}; this one knows {VERSION}",
+                opening=True,
             )
         (mode,) = run("PRAGMA journal_mode=WAL").fetchone()
         if mode != "wal":
@@ -122,7 +124,7 @@ class Database:
                 self._each("DELETE FROM events WHERE seq IN", batch.forgotten)
                 self._each(f"DELETE FROM seen{self._seen} WHERE event_id IN", batch.forgotten.values())  # noqa: S608
             if inserts:
-                self._many(f"INSERT INTO seen{self._seen} VALUES", [(insert.event_id,) for insert in inserts])  # noqa: S608
+                self._many(f"INSERT INTO seen{self._seen} VALUES", [(insert.event_id,) for insert in inserts])
                 self._many("INSERT INTO events VALUES", [(i.seq, i.plan, i.body, i.check) for i in inserts])
             if batch.states:
                 self._many("REPLACE INTO deliveries VALUES", [(*s, s.check) for s in batch.states.values()])
@@ -176,7 +178,7 @@ class Database:
     def checkpoint(self, *, idle: bool) -> None:
         """Bring what was committed into the file itself, where the log of SQLite has grown, or nothing else is to do."""
         with suppress(FileNotFoundError):
-            size = os.stat(f"{self.path}-wal").st_size
+            size = self.path.with_name(f"{self.path.name}-wal").stat().st_size
             if size > (0 if idle else _CHECKPOINT):
                 self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -184,6 +186,11 @@ class Database:
         """Write down how many ids this half of the window has; a life that is killed leaves an older count."""
         with self._transaction():
             self.connection.execute("UPDATE meta SET value = ? WHERE name = 'seen_count'", (self._seen_count,))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is kept."""
+        return not self._rows("SELECT 1 FROM events UNION ALL SELECT 1 FROM letters LIMIT 1")
 
     def close(self) -> None:
         """Close the file."""
@@ -209,7 +216,9 @@ class Database:
         if is_exact:
             ((events,),) = run("SELECT count(*) FROM events").fetchall()
         ((letters,),) = run("SELECT count(*) FROM letters").fetchall()
-        suspects = [seq for (seq,) in run("SELECT DISTINCT seq FROM deliveries WHERE starts > 0 AND NOT over ORDER BY 1")]
+        suspects = [
+            seq for (seq,) in run("SELECT DISTINCT seq FROM deliveries WHERE starts > 0 AND NOT over ORDER BY 1")
+        ]
         return Summary(events, is_exact, letters, suspects, max(highest or 0, last or 0))
 
     def _take_over(self, starts: Starts) -> None:
@@ -230,9 +239,12 @@ class Database:
                     continue
                 self._many("REPLACE INTO deliveries VALUES", [(*state, state.check)])
 
-    def page(self, after: int, limit: int) -> Page:
-        """Return the next events, in order; what cannot be read is set aside."""
-        found = self._rows("SELECT seq, plan, body, crc FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+    def page(self, after: int, before: int, limit: int) -> Page:
+        """Return the next events between two numbers, in order; what cannot be read is set aside."""
+        found = self._rows(
+            "SELECT seq, plan, body, crc FROM events WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
+            (after, before, limit),
+        )
         if not found:
             return Page([], 0, after, more=False)
         states = self._states(found[0][0], found[-1][0])
@@ -250,8 +262,8 @@ class Database:
 
     def row(self, seq: int) -> Row | None:
         """Return one event."""
-        rows = self.page(seq - 1, 1).rows
-        return rows[0] if rows and rows[0].seq == seq else None
+        rows = self.page(seq - 1, seq + 1, 1).rows
+        return rows[0] if rows else None
 
     def letters(self) -> list[tuple[str, bytes]]:
         """Return the dead letters, oldest first; what cannot be read is left where it is."""
@@ -318,7 +330,7 @@ def salvage(path: Path) -> Path:
             for table, columns in _TABLES.items():
                 for row in _readable(old, table, columns):
                     marks = ",".join("?" * len(row))
-                    new.connection.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", row)  # noqa: S608
+                    new.connection.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", row)
             for name, value in _readable(old, "meta", "name"):
                 new.connection.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
         new.checkpoint(idle=True)
@@ -347,7 +359,7 @@ _TABLES: Final = {
 
 def _readable(old: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
     """Go through the rows of a table, around what cannot be read where they are numbered."""
-    first = columns.split(",")[0]
+    first = columns.partition(",")[0]
     seek = f"SELECT * FROM {table} WHERE {first} > ? ORDER BY {columns} LIMIT 1"  # noqa: S608 - names of ours
     scan = f"SELECT * FROM {table} WHERE {first} >= ? ORDER BY {columns}"  # noqa: S608
     at: Any = -1 if first in {"seq", "n"} else ""

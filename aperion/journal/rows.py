@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from zlib import crc32
 
+
 class State(NamedTuple):
     """Where one delivery stands that is not simply pending."""
 

@@ -40,8 +40,10 @@ class Slot:
         """The file that says which handlers run."""
         return self.folder / f"journal-{self.number}.starts"
 
-    def release(self) -> None:
-        """Let another process have it. In a forked child this leaves the lock with the parent."""
+    def release(self, *, is_empty: bool = False) -> None:
+        """Let another process have it, which need not look into one that is empty."""
+        if is_empty:
+            os.ftruncate(self._fd, 0)
         os.close(self._fd)
 
 
@@ -86,8 +88,9 @@ class Slots:
         raise JournalUnavailable(self.folder, f"all {_SLOTS} slots are taken", opening=True)
 
     def abandoned(self) -> list[Slot]:
-        """Take every slot that was used and that nobody has now."""
-        numbers = sorted(int(found[1]) for name in os.listdir(self.folder) if (found := _SLOT.fullmatch(name)))
+        """Take every slot that its process has left with something in it."""
+        locks = [(int(found[1]), path) for path in self.folder.iterdir() if (found := _SLOT.fullmatch(path.name))]
+        numbers = sorted(number for number, path in locks if path.lstat().st_size)
         slots = (self._take(number, create=False) for number in numbers)
         return [slot for slot in slots if slot is not None]
 
@@ -106,6 +109,7 @@ class Slots:
         except OSError:
             os.close(fd)
             return None
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return Slot(self.folder, number, fd)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aperion.errors import ConfigurationError, explains_options, positive
 from aperion.journal.options import Level, Options
@@ -38,18 +38,18 @@ class SQLiteJournal:
         self,
         folder: str | os.PathLike[str],
         *,
-        level: Level | str = Level.DISK,
+        level: Literal["disk", "process"] = "disk",
         max_starts: int = 3,
         window: float = 86_400.0,
     ) -> None:
         positive("max_starts", max_starts, whole=True)
         positive("window", window)
         try:
-            level = Level(level)
+            chosen = Level(level)
         except ValueError:
             raise ConfigurationError(f"level={level!r} is not a choice; use 'disk' or 'process'") from None
         self.folder = Path(folder)
-        self.options = Options(level=level, max_starts=max_starts, window=window)
+        self.options = Options(level=chosen, max_starts=max_starts, window=window)
 
     def __repr__(self) -> str:
         """Show where it is, and how safe."""

@@ -100,4 +100,3 @@ class Starts:
 def _word(seq: int, done: int, running: int) -> int:
     mixed = (seq * 0x9E3779B97F4A7C15 ^ done * 0xC2B2AE3D27D4EB4F ^ running * 0x165667B19E3779F9) & _MASK
     return done << 40 | running << 16 | mixed >> 48
-

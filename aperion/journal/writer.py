@@ -55,7 +55,18 @@ class Writer:
 
     # Mutable: the failure, by the thread, and by fork; the queues by both sides, each by single calls.
     __slots__ = (
-        *("__weakref__", "_answers", "_asleep", "_bytes", "_closed", "_database", "_is_forked", "_lazy", "_loop", "_options"),
+        *(
+            "__weakref__",
+            "_answers",
+            "_asleep",
+            "_bytes",
+            "_closed",
+            "_database",
+            "_is_forked",
+            "_lazy",
+            "_loop",
+            "_options",
+        ),
         *("_owed", "_pause", "_queue", "_slot", "_stopping", "_tended", "_thread", "_tickets", "_told"),
         *("commits", "damaged", "failure", "failures", "starts"),
     )
@@ -96,19 +107,12 @@ class Writer:
         self._thread.start()
         return await opened
 
-    def insert(self, insert: Insert, ticket: object) -> None:
-        """Keep an event; its ticket is told of when that is committed, or refused.
+    def insert(self, items: list[tuple[Insert | None, Any]]) -> None:
+        """Keep events in one commit; their tickets are told of when that is done, or refused.
 
-        Raises:
-            JournalUnavailable: while the file cannot be written.
+        A ticket without an event only stands in line.
         """
-        if self.failure is not None:
-            raise JournalUnavailable(self._slot.database, self.failure)
-        self._queue.put((insert, ticket))
-
-    def follow(self, ticket: object) -> None:
-        """Tell of a ticket behind all that were given before, without keeping anything."""
-        self._queue.put((None, ticket))
+        self._queue.put((items,))
 
     def later(self, *what: Any) -> None:
         """Write something that nobody waits for: a ``State``, ``("letter", id, body)``, ``("settled", seq, entry)``."""
@@ -173,7 +177,9 @@ class Writer:
 
     def _nothing_left(self) -> bool:
         # What cannot be written at the end is done again by the next life.
-        return self._queue.empty() and not self._tickets and (self.failure is not None or not (self._lazy or self._owed))
+        return (
+            self._queue.empty() and not self._tickets and (self.failure is not None or not (self._lazy or self._owed))
+        )
 
     def _pass(self) -> None:
         self._gather()
@@ -228,11 +234,11 @@ class Writer:
         if len(item) == 3:
             self._answers.append(item)
             return
-        insert, ticket = item
-        self._tickets.append(ticket)
-        if insert is not None:
-            self._owed.inserts.append(insert)
-            self._bytes += len(insert.body)
+        for insert, ticket in item[0]:
+            self._tickets.append(ticket)
+            if insert is not None:
+                self._owed.inserts.append(insert)
+                self._bytes += len(insert.body)
 
     def _take_lazy(self) -> None:
         lazy, batch = self._lazy, self._owed
@@ -349,15 +355,17 @@ class Writer:
 
     def _end(self) -> None:
         database, self._database = self._database, None
+        is_empty = False
         if database is not None:
             with suppress(sqlite3.Error):
+                is_empty = self.failure is None and database.is_empty
                 database.count_ids()
                 database.checkpoint(idle=True)
             with suppress(sqlite3.Error):
                 database.close()
         if hasattr(self, "starts"):
             self.starts.close()
-        self._slot.release()
+        self._slot.release(is_empty=is_empty)
         self._call(_answer, self._closed, None)
 
     def _call(self, callback: Callable[..., None], *arguments: Any) -> None:

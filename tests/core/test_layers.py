@@ -37,6 +37,7 @@ RANKS: list[tuple[str, int]] = [
     ("_shown", 4),
     ("_fitting", 4),
     ("deadletters", 4),
+    ("journal", 4),
     ("audit", 4),
     ("_telemetry", 4),
     ("engine", 5),

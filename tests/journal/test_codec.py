@@ -200,8 +200,16 @@ def test_a_model_that_nobody_has_imported_is_an_error() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-    | st.binary() | st.decimals(allow_nan=False) | st.uuids() | st.dates() | st.sampled_from(Colour),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | st.binary()
+    | st.decimals(allow_nan=False)
+    | st.uuids()
+    | st.dates()
+    | st.sampled_from(Colour),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner, inner),
     max_leaves=10,
 )
