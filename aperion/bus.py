@@ -729,9 +729,31 @@ class EventBus(Router):
             raise
         return Receipt(made) if isinstance(made, Flight) else made, emission
 
-    async def _accept(self, event: Event[Any]) -> None:
+    async def _accept(self, event: Event[Any]) -> Flight:
         """Accept an event of an outbox."""
-        await self._enter(self._running("outbox"), event)
+        recorder, admission = self._recorder, self._running("outbox").admission
+        if recorder is not None and recorder.is_crowded:
+            self._commit()
+            await recorder.room()
+        if self._keeping is not None:
+            self._keeping.collect()
+        flight = admission.enter(event)
+        if flight is None:
+            self._commit()  # what holds the places that are waited for
+            flight = await admission.enter_when_free(event)
+        if not flight.dropped:
+            admission.queue(flight)
+        return flight
+
+    def _commit(self) -> None:
+        """Have the journal commit what an outbox has collected."""
+        if self._keeping is not None:
+            self._keeping.commit()
+
+    async def _accepted(self, flight: Flight) -> None:
+        """Wait until the disk has an event of an outbox."""
+        if self._engine is not None:
+            await self._engine.admission.until_synced(flight)
 
     def _discard(self, event: Event[Any], policy: str) -> None:
         """Drop an event of an outbox."""
