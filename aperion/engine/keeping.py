@@ -98,6 +98,11 @@ class Volume:
         # Accepted, with a key, behind what is still to be taken up; dispatches wait for their futures.
         self.parked: list[tuple[Flight, asyncio.Future[None] | None]] = []
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is more of an earlier life than was taken up so far."""
+        return self.has_more or self.suspect is not None or bool(self.suspects)
+
 
 class Keeping:
     """The journal of a bus while it runs; on the loop's thread.
@@ -240,7 +245,7 @@ class Keeping:
         """Have an accepted event committed; it is queued when that is done, or dropped."""
         volume = self.main
         if not names:
-            if flight.event.key is None or not (self._committing or volume.parked or volume.has_more):
+            if flight.event.key is None or not (self._committing or volume.parked or volume.is_behind):
                 return
             item: tuple[Insert | None, Flight] = (None, flight)  # it must not overtake one of its key
             self._committing[flight] = None
@@ -329,8 +334,7 @@ class Keeping:
 
     def _ready(self, flight: Flight, future: asyncio.Future[None] | None) -> None:
         volume = self.main
-        is_behind = flight.event.key is not None and (volume.has_more or volume.suspect is not None)
-        if is_behind and not self.is_ending:
+        if flight.event.key is not None and volume.is_behind and not self.is_ending:
             volume.parked.append((flight, future))
             if flight.begun and future is not None:  # a dispatch, which waits for itself
                 self._door.held[flight] = future
@@ -571,6 +575,7 @@ class Keeping:
             "slots": len(writers),
             "kept": len(self._kept),
             "taken_up": self.taken_up,
+            "taking_up": any(volume.is_behind for volume in self._volumes),
             "orphans": self.orphans,
             "set_aside": self.bad,
             "commits": sum(writer.commits for writer in writers),

@@ -48,7 +48,7 @@ class BusStats:
         metrics_errors: calls in which it failed.
         metrics: the snapshot of ``InMemoryMetrics``; None with another back end.
         journal: what the journal says of itself: its ``level``, the ``slots`` that it has, the events ``kept`` now
-            and ``taken_up`` since the start, ``orphans``, events ``set_aside`` as damaged, ``commits``, ``failures``,
+            and ``taken_up`` since the start, whether it is ``taking_up`` more, ``orphans``, events ``set_aside`` as damaged, ``commits``, ``failures``,
             and ``degraded``: why it cannot be written, if so. None without one.
     """
 

@@ -418,7 +418,9 @@ async def test_a_row_that_is_damaged_is_set_aside_and_told_and_the_others_go_on(
 # The end of a life
 
 
-async def test_what_did_not_finish_in_the_drain_is_handled_by_the_next_life_and_is_no_dead_letter(tmp_path: Path) -> None:
+async def test_what_did_not_finish_in_the_drain_is_handled_by_the_next_life_and_is_no_dead_letter(
+    tmp_path: Path,
+) -> None:
     first, second, seen = bus_of(tmp_path, drain_timeout=0.05, max_concurrent_events=1), bus_of(tmp_path), []
 
     @first.on("order.placed", name="done", priority=200)

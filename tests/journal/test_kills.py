@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -12,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disk import built
 
 SUBSCRIPTIONS = ("first", "second", "third")
 
 
 @contextmanager
 def victims(preload: str | None = None):
-    import os
-
     environment = {**os.environ, **({"LD_PRELOAD": preload} if preload else {})}
     victim = subprocess.Popen(
         [sys.executable, "-W", "ignore", str(Path(__file__).with_name("victim.py"))],
@@ -126,3 +126,30 @@ def test_a_handler_that_kills_the_process_becomes_a_dead_letter_and_all_others_a
     assert account.starts[letter[0], "second"] == 3
     assert account.done[letter[0], "first"] == account.done[letter[0], "third"] == 1
     account.check(3)
+
+
+def killed_at_calls(folder: Path, numbers: list[int], level: str, library: str) -> Account:
+    rng = random.Random(5)
+    folder.mkdir()
+    with victims(library) as run:
+        for number in numbers:
+            code = run(folder=str(folder), seed=rng.random(), level=level, kill_at=number, half=rng.randrange(3))
+            assert code == -9
+        assert run(folder=str(folder), seed=0, level=level, ends=True) == 0
+    return Account(folder)
+
+
+@pytest.mark.parametrize("level", ["disk", "process"])
+def test_nothing_acknowledged_is_lost_when_the_process_dies_at_a_call_of_the_system(tmp_path: Path, level: str) -> None:
+    library = built(tmp_path)
+    if library is None:
+        pytest.skip("there is no C compiler")
+    numbers = [*range(1, 31), *random.Random(6).choices(range(31, 400), k=30)]
+
+    account = killed_at_calls(tmp_path / "all", numbers, level, library)
+
+    assert len(account.acked) > 50
+    account.check(60)
+    # It is killed while it takes up what is left, time after time, and what runs then is suspected.
+    assert {letter[2] for letter in account.letters} <= {"killed"}
+    assert len(account.letters) < 10

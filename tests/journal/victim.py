@@ -22,6 +22,7 @@ import aperion.engine.keeping
 import aperion.journal.codec
 import aperion.journal.letters
 import aperion.journal.writer
+from disk import disk
 
 SUBSCRIPTIONS = ("first", "second", "third")
 
@@ -44,7 +45,7 @@ def bus_of(folder: str, level: Any, ledger: Ledger, poison: str | None) -> aperi
             "load.*",
             100 - place,
             name=name,
-            retry=aperion.Retry(attempts=3, wait_initial=0.002, wait_max=0.01),
+            retry=aperion.Retry(attempts=1000, wait_initial=0.002, wait_max=0.01),
         )
     return bus
 
@@ -69,12 +70,13 @@ def _handler(name: str, ledger: Ledger, poison: str | None) -> Any:
 async def live(task: dict[str, Any]) -> None:
     """Emit until somebody kills the process; or handle what is left, and end."""
     ledger = Ledger(task["folder"])
+    if "kill_at" in task:
+        disk().disk_kill(task["kill_at"], task["half"])
     rng = random.Random(task["seed"])
     bus = bus_of(task["folder"], task["level"], ledger, task.get("poison"))
     async with bus:
         if task.get("ends"):
-            await asyncio.sleep(0.1)
-            while bus.stats().journal["taken_up"] and bus.stats().pending:
+            while bus.stats().journal["taking_up"]:
                 await asyncio.sleep(0.01)
             await bus.wait_settled()
             for letter in bus.dead_letters:
