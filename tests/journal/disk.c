@@ -16,7 +16,7 @@
 enum { WRITE = 1, SYNC, TRUNCATE, UNLINK, CREATE, NAMES, NOTE };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int trace = -1, calls, current, kill_at, kill_half;
+static int trace = -1, calls, current, slow, kill_at, kill_half;
 static struct { int error, after, times; } faults[8];
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -59,7 +59,7 @@ void disk_fail(int op, int error, int after, int times) {
     faults[op].error = error; faults[op].after = after; faults[op].times = times;
 }
 void disk_kill(int at, int half) { calls = 0; kill_at = at; kill_half = half; }
-int disk_calls(void) { return calls; }
+void disk_slow(int milliseconds) { slow = milliseconds; }
 void disk_trace(const char *path) {
     trace = REAL(open64)(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 }
@@ -95,6 +95,7 @@ static int synced(int fd, int (*real)(int)) {
     pthread_mutex_unlock(&lock);
     if (done) return done;
     dies(0);
+    usleep(slow * 1000);
     done = real(fd);
     dies(2);
     pthread_mutex_lock(&lock);
