@@ -305,7 +305,10 @@ class Keeping:
             kept, future = self._committing.pop(flight), admission.held.pop(flight, None)
             if error is not None and kept is not None:
                 self._refuse(flight, future, error)
-            elif kept is not None and kept.seq in duplicates:
+            elif kept is not None and (kept.seq in duplicates or flight.event.event_id in self._kept):
+                kept.volume.writer.later(
+                    "settled", kept.seq, 0
+                )  # kept, where it is in flight for longer than the window
                 self._repeated(flight, future)
             elif flight.settled or (future is not None and future.done()):  # nobody waits for it any more
                 if kept is not None:
@@ -498,6 +501,9 @@ class Keeping:
             event = read(row.body)
         except Exception as error:  # noqa: BLE001 - a model of the user's may raise anything
             self._unreadable(volume, row, error)
+            return None
+        if event.event_id in self._kept:  # it was accepted again after the window
+            volume.writer.later("settled", row.seq, 0)
             return None
         engine = self.engine
         flight = flight_of(engine, event)

@@ -58,7 +58,11 @@ def run(library: str, folder: Path, code: str, level: str = "disk") -> Any:
     program = f"{COMMON}\n{textwrap.dedent(code)}\nprint(json.dumps(asyncio.run(main())))"
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder / "state"), level],
-        env={**os.environ, "LD_PRELOAD": library, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"},
+        env={
+            **os.environ,
+            "LD_PRELOAD": library,
+            "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}",
+        },
         capture_output=True,
         text=True,
         timeout=50,

