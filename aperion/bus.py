@@ -18,7 +18,7 @@ from aperion.context import here_now
 from aperion.deadletters import DeadLetterQueue
 from aperion.engine.bridge import Bridge, not_running
 from aperion.engine.facts import Facts
-from aperion.engine.flight import Flight
+from aperion.engine.flight import DONE, Flight
 from aperion.engine.ledger import Counters, Ledger
 from aperion.engine.lifecycle import Engine
 from aperion.engine.pulse import check_watchdog, watched
@@ -239,10 +239,15 @@ class EventBus(Router):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drain the bus, and stop it; being cancelled meanwhile does not cut that short."""
+        """Drain the bus, and stop it; being cancelled meanwhile does not cut that short.
+
+        Raises:
+            DeadlockError: in a handler, which would wait for itself.
+        """
         engine = self._engine
         if engine is None:  # pragma: no cover - left twice
             return
+        engine.waiting.refuse_inside("leaving 'async with bus'")
         try:
             await engine.end(self.drain_timeout)
         finally:
@@ -353,7 +358,7 @@ class EventBus(Router):
             if self._last_drain is None:
                 raise BusNotRunningError("there is nothing to drain: the bus has not been started")
             return self._last_drain
-        self._running("drain").waiting.refuse_inside("drain")
+        self._running("drain").waiting.refuse_inside("drain()")
         return await asyncio.shield(engine.begin_drain(self.drain_timeout if timeout is None else timeout))
 
     async def wait_settled(self) -> None:
@@ -364,7 +369,7 @@ class EventBus(Router):
             DeadlockError: in a handler, which would wait for itself.
         """
         engine = self._running("wait_settled")
-        engine.waiting.refuse_inside("wait_settled")
+        engine.waiting.refuse_inside("wait_settled()")
         await engine.quiet()
 
     def _running(self, method: str) -> Engine:
@@ -430,7 +435,7 @@ class EventBus(Router):
         if self._watches or self._processors or self._waits_for_disk:
             return await self._emit_slowly(engine, event, payload, details)
         try:
-            made = self._intake.event(event, payload, details)
+            made = self._intake.event(event, payload, details, here_now())
         except ValidationError as error:
             self._reject(event, payload, details, error)
             raise
@@ -456,7 +461,7 @@ class EventBus(Router):
             raise
         if emission is not None:
             emission.ended()
-        return Receipt(flight)
+        return receipt_of(flight)
 
     @overload
     def emit_nowait(self, event: Payload, /, **details: Unpack[EventDetails]) -> Receipt: ...
@@ -491,7 +496,7 @@ class EventBus(Router):
             raise
         if emission is not None:
             emission.ended()
-        return Receipt(flight)
+        return receipt_of(flight)
 
     @overload
     def emit_from_thread(
@@ -543,7 +548,7 @@ class EventBus(Router):
             raise
         if emission is not None:
             emission.ended()
-        return Receipt(flight)
+        return receipt_of(flight)
 
     @overload
     async def dispatch(self, event: Payload, /, **details: Unpack[EventDetails]) -> Outcomes: ...
@@ -583,7 +588,7 @@ class EventBus(Router):
         if self._spans is not None or self._waits_for_disk:
             return await self._dispatch_slowly(engine, event, payload, details, within)
         try:
-            made = self._intake.event(event, payload, details)
+            made = self._intake.event(event, payload, details, here)
         except ValidationError as error:
             self._reject(event, payload, details, error)
             raise
@@ -597,16 +602,18 @@ class EventBus(Router):
         if made.key is not None or (flight := engine.admission.enter_here(made)) is None:
             return (await engine.dispatch_slowly(made, within)).outcomes()
         flight.begun, flight.within = True, within
-        coroutine = engine.execution.deliver(flight)
-        context = engine.workers.context.copy()
+        execution, context = engine.execution, engine.workers.context.copy()
+        free = execution.free
+        run = free.pop() if free else execution.another()
         try:
-            waiting = context.run(coroutine.send, None)
-        except StopIteration:
-            pass
+            waiting = context.run(run.send, flight)
         except BaseException as error:  # noqa: BLE001 - what comes out here is a fault of the engine
             engine.settlement.broke(flight, error)
         else:
-            await engine.finish(flight, coroutine, context, waiting)
+            if waiting is DONE:
+                free.append(run)
+            else:
+                await engine.finish(flight, run, context, waiting)
         if not flight.settled:
             await engine.waiting.wait_for(flight)
         return outcomes_of(made, flight.plan, flight.results)
@@ -637,7 +644,7 @@ class EventBus(Router):
     ) -> Event[Any] | Flight:
         """Make the event and run the processors; a flight is that of an event which one of them dropped."""
         try:
-            event = self._intake.event(subject, payload, details)
+            event = self._intake.event(subject, payload, details, here_now())
         except ValidationError as error:
             self._reject(subject, payload, details, error)
             raise
@@ -727,7 +734,7 @@ class EventBus(Router):
             if emission is not None:
                 emission.refused(error)
             raise
-        return Receipt(made) if isinstance(made, Flight) else made, emission
+        return receipt_of(made) if isinstance(made, Flight) else made, emission
 
     async def _accept(self, event: Event[Any]) -> Flight:
         """Accept an event of an outbox."""

@@ -65,6 +65,13 @@ def handing(event: Event[Any], unit: Here | None) -> Scope:
     return Scope(event.correlation_id, event, unit)
 
 
+def go(here: Here | None) -> None:
+    """Be somewhere else in this context, and have the engine notice: the next handler begins where its event is."""
+    current.set(here)
+    if here is not None and here.unit is not None:
+        here.unit.moved = True
+
+
 def _around() -> Here | None:
     """Return what is here, without what ``set_correlation_id`` has set: a chain of those would never end."""
     here = current.get()
@@ -89,13 +96,13 @@ def set_correlation_id(correlation_id: str) -> None:
     Raises:
         ValueError: for text that is no id, see ``is_valid_correlation_id``.
     """
-    current.set(Scope(_checked(correlation_id), current_event(), _around()))
+    go(Scope(_checked(correlation_id), current_event(), _around()))
 
 
 def clear_correlation_id() -> None:
     """Forget the correlation id of this context; inside a handler, that of its event too."""
     event = current_event()
-    current.set(None if event is None else Scope(None, event, _around()))
+    go(None if event is None else Scope(None, event, _around()))
 
 
 def generate_correlation_id() -> str:
@@ -138,7 +145,7 @@ class CorrelationContext:
     def __enter__(self) -> str:
         """Open the block and return its id."""
         correlation_id = self._id or generate_correlation_id()
-        current.set(Scope(correlation_id, current_event(), current.get(), self))
+        go(Scope(correlation_id, current_event(), current.get(), self))
         return correlation_id
 
     def __exit__(
@@ -149,7 +156,7 @@ class CorrelationContext:
         while isinstance(here, Scope) and here.owner is not self:  # set_correlation_id() inside the block
             here = here.outer
         if isinstance(here, Scope):
-            current.set(here.outer)
+            go(here.outer)
 
 
 def extract_correlation_id_from_headers(

@@ -22,7 +22,7 @@ from orjson import dumps
 from aperion import events
 from aperion._frozen import Freezer, FrozenDict, plain_copy, plain_size
 from aperion._recent import Recent
-from aperion.context import here_now, is_valid_correlation_id
+from aperion.context import is_valid_correlation_id
 from aperion.errors import (
     CascadeError,
     EventTypeError,
@@ -143,8 +143,8 @@ class Intake:
         self.max_hops = max_hops
         self.max_cascade = max_cascade
 
-    def event(self, subject: object, payload: object, details: Mapping[str, Any]) -> Event[Any]:
-        """Return the event.
+    def event(self, subject: object, payload: object, details: Mapping[str, Any], here: Here | None) -> Event[Any]:
+        """Return the event, which inherits from what is handled here.
 
         Raises:
             ValidationError: one of its kinds, for what the bus does not accept.
@@ -178,8 +178,7 @@ class Intake:
         else:
             value, opaque = self._safe(event_type, value)
         if details or self._needs_source:
-            return self._detailed(event_type, value, opaque, _details(details))
-        here = here_now()
+            return self._detailed(event_type, value, opaque, _details(details), here)
         if here is None:
             return make_event(event_type, value, None, None, None, 0, None, _NO_HEADERS, opaque)
         return self._inside(here, event_type, value, opaque, _NO_DETAILS)
@@ -311,10 +310,16 @@ class Intake:
         if size > self.max_payload_bytes:
             raise PayloadTooLargeError(event_type, size, self.max_payload_bytes)
 
-    def _detailed(self, event_type: str, value: Any, opaque: bool, details: Details) -> Event[Any]:  # noqa: FBT001
+    def _detailed(
+        self,
+        event_type: str,
+        value: Any,
+        opaque: bool,  # noqa: FBT001
+        details: Details,
+        here: Here | None,
+    ) -> Event[Any]:
         _check_details(event_type, details)
         self._naming.check_source(event_type, details.source)
-        here = here_now()
         if here is None:
             headers = FrozenDict(details.headers) if details.headers else _NO_HEADERS
             event = make_event(

@@ -118,18 +118,11 @@ class Outcomes(Mapping[str, Outcome]):
     # Mutable: the dict, made when it is first asked for.
     __slots__ = ("_made", "_plan", "_results", "dropped", "event")
 
-    def __init__(
-        self,
-        event: Event[Any],
-        plan: Sequence[Subscription],
-        results: Sequence[float | Outcome],
-        dropped: bool = False,  # noqa: FBT001, FBT002 - by position, since every dispatch makes one
-    ) -> None:
-        self.event = event
-        self.dropped = dropped
-        self._plan = plan
-        self._results = results
-        self._made: dict[str, Outcome] | None = None
+    event: Event[Any]
+    dropped: bool
+    _plan: Sequence[Subscription]
+    _results: Sequence[float | Outcome]
+    _made: dict[str, Outcome] | None
 
     @property
     def _by_name(self) -> dict[str, Outcome]:
@@ -184,18 +177,20 @@ class Outcomes(Mapping[str, Outcome]):
             raise DeliveryError(self.event.event_type, failures) from failures[0][1]
 
 
-def outcomes_of(event: Event[Any], plan: Sequence[Subscription], results: Sequence[float | Outcome]) -> Outcomes:
-    """Return the outcomes of an event that was not dropped; in half the time of a call of the class."""
-    outcomes = _new(Outcomes)
+def outcomes_of(
+    event: Event[Any],
+    plan: Sequence[Subscription],
+    results: Sequence[float | Outcome],
+    dropped: bool = False,  # noqa: FBT001, FBT002 - by position, since every dispatch makes one
+) -> Outcomes:
+    """Return the outcomes of an event; in less time than an ``__init__`` would take."""
+    outcomes = Outcomes()
     outcomes.event = event
-    outcomes.dropped = False
+    outcomes.dropped = dropped
     outcomes._plan = plan
     outcomes._results = results
     outcomes._made = None
     return outcomes
-
-
-_new = object.__new__
 
 
 def _as_outcome(subscription: Subscription, result: float | Outcome) -> Outcome:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Protocol
+
+from aperion.errors import HandlerError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +43,7 @@ class Receipt:
 
     __slots__ = ("_ticket",)
 
-    def __init__(self, ticket: Ticket) -> None:
-        self._ticket = ticket
+    _ticket: Ticket
 
     def __repr__(self) -> str:
         """Show the event and its state."""
@@ -116,15 +118,20 @@ class Receipt:
         """Call back once, on the thread of the loop, when the event settles; at once if it has.
 
         What the callback raises is logged and hurts nobody.
+
+        Raises:
+            HandlerError: for what cannot be called, and for an async function, which nobody would await.
         """
+        if not callable(callback) or inspect.iscoroutinefunction(callback):
+            raise HandlerError(
+                f"on_settled() takes a plain function without parameters, not {shown(callback)}; "
+                "async code waits with 'await receipt.settled()'"
+            )
         self._ticket.call_back(callback)
 
 
 def receipt_of(ticket: Ticket) -> Receipt:
-    """Return the receipt; in half the time of a call of the class."""
-    receipt = _new(Receipt)
+    """Return the receipt; in half the time that an ``__init__`` would take."""
+    receipt = Receipt()
     receipt._ticket = ticket
     return receipt
-
-
-_new = object.__new__

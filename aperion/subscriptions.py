@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import functools
+import inspect
 import math
 import random
 from collections.abc import Awaitable, Callable, Mapping
@@ -100,6 +102,7 @@ class Subscription:
     __slots__ = (
         *(
             "__weakref__",
+            "_is_direct",
             "_order",
             "_owner",
             "_paused",
@@ -145,6 +148,7 @@ class Subscription:
         self.open = True
         self.run: Any = None  # what the bus puts around the handler; None calls it as it is
         self.direct: Any = None  # the handler, where nothing has to be done before it is called and awaited
+        self._is_direct = kind is HandlerKind.ASYNC and _makes_coroutines(handler)
         self._paused = self._removed = False
         self._order = 0
         self._owner: Owner | None = None
@@ -238,5 +242,14 @@ class Subscription:
     def _prepare(self) -> None:
         """Work out what every delivery asks: one attribute then tells that the handler can be called at once."""
         self.open = not (self._paused or self._removed)
-        plain = self.open and self.where is None and self.run is None and self.kind is HandlerKind.ASYNC
+        plain = self.open and self.where is None and self.run is None and self._is_direct
         self.direct = self.handler if plain else None
+
+
+def _makes_coroutines(handler: Any) -> bool:
+    """Tell whether a handler returns a coroutine of Python's own: what others return has to be awaited with care."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    target = handler if inspect.isroutine(handler) else type(handler).__call__
+    code = getattr(getattr(target, "__func__", target), "__code__", None)
+    return code is not None and bool(code.co_flags & inspect.CO_COROUTINE)

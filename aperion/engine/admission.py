@@ -10,7 +10,7 @@ from aperion.engine.flight import NO_RESULTS, Flight, flight_of
 from aperion.engine.settings import BusState, OverflowPolicy
 from aperion.errors import BackpressureError, BusNotRunningError, DeadlockError, KeyHeldError
 from aperion.events import make_event, set_cascade
-from aperion.receipts import Receipt
+from aperion.receipts import receipt_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aperion.engine.settlement import Settlement
     from aperion.events import Event
     from aperion.protocols import Recorder
+    from aperion.receipts import Receipt
     from aperion.router import Router
 
 _RUNNING = BusState.RUNNING  # looking a member up costs 50 ns, for every event
@@ -128,9 +129,8 @@ class Admission:
         flight = Flight()
         # What flight_of() sets, without the calls.
         flight.limit = 0.0
-        flight.rest = flight.halt = flight.lane = flight.within = flight.parked = flight.slot = flight.job = None
-        flight.waiters = flight.waits_for = flight.disturbed = None
-        flight.placed = flight.begun = flight.passed = False
+        flight.rest = flight.halt = flight.within = flight.parked = flight.slot = flight.job = flight.waiters = None
+        flight.placed = flight.moved = flight.begun = flight.passed = False
         flight.settled = flight.dropped = flight.system = False
         flight.lent = flight.failures = flight.retrying = 0
         flight.results = NO_RESULTS
@@ -289,7 +289,7 @@ class Admission:
     # Listeners and the bus's own events
 
     def _tap(self, flight: Flight) -> None:
-        receipt = Receipt(flight)
+        receipt = receipt_of(flight)
         for tap in tuple(self.taps.values()):
             try:
                 tap(receipt)

@@ -44,15 +44,17 @@ class Deadlines:
         if lane and next(reversed(lane.values())) > unit.started:  # a dispatch in it waits longer than it does
             lane = self._late
         lane[unit] = unit.started
-        unit.lane = lane
+        if unit.rest is not None:
+            unit.rest.lane = lane
         if unit.started + unit.limit < self._due:
             self._set_timer(unit.started + unit.limit)
 
     def forget(self, unit: Unit) -> None:
         """Stop watching a unit; fine for one that is not watched."""
-        if unit.lane is not None:
-            unit.lane.pop(unit, None)
-            unit.lane = None
+        rest = unit.rest
+        if rest is not None and rest.lane is not None:
+            rest.lane.pop(unit, None)
+            rest.lane = None
 
     def close(self) -> None:
         """Drop the timer."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from aperion.engine.flight import Halt, Park
+from aperion.engine.flight import DONE, Halt, Park
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
@@ -32,7 +32,8 @@ class Driver:
     Each time it waits in a handler that the deadlines do not know yet, they are told.
     """
 
-    # Mutable: what it waits for, a cancellation that is on its way, and whether it is left behind.
+    # Mutable: what it waits for, a cancellation that is on its way, what was thrown into it, the lane of the
+    # deadlines it stands in, and whether it is left behind.
     __slots__ = (
         "_context",
         "_deadlines",
@@ -41,6 +42,8 @@ class Driver:
         "_waiting",
         "baseline",
         "coroutine",
+        "disturbed",
+        "lane",
         "requested",
         "task",
         "unit",
@@ -60,6 +63,8 @@ class Driver:
         self.task = task
         self.baseline = task.cancelling()  # cancellations of the task that were under way before
         self.requested = False  # the engine has cancelled it
+        self.disturbed: asyncio.CancelledError | None = None
+        self.lane: dict[Unit, float] | None = None
         self._context = context
         self._waiting = waiting
         self._deadlines = deadlines
@@ -85,15 +90,20 @@ class Driver:
         self._left = True
         self.cancel()
 
-    def __await__(self) -> Generator[Any, Any, bool]:
-        """Pass on what the coroutine waits for, and what comes back; tell whether it came to its end, or is parked."""
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Pass on what the coroutine waits for, and what comes back, to its end, or until it is parked or left behind.
+
+        Returns ``DONE``, the ``Park``, or None for a coroutine that was left behind.
+        """
         coroutine, unit, step = self.coroutine, self.unit, self._context.run
         known: float | None = None
         try:
             while True:
+                if self._waiting is DONE:
+                    return DONE
                 if type(self._waiting) is Park:
                     unit.parked = coroutine, self._context
-                    return True
+                    return self._waiting
                 if unit.started is not known:  # another handler, or its thread has begun
                     known = unit.started
                     self._deadlines.watch(unit)
@@ -101,7 +111,7 @@ class Driver:
                     answer = yield self._waiting
                 except GeneratorExit:
                     unit.halt = Halt.CLOSED
-                    coroutine.close()
+                    close(coroutine, self._context)
                     raise
                 except BaseException as error:  # noqa: BLE001 - a cancellation on its way to the handler
                     thrown: BaseException | None = error
@@ -109,20 +119,30 @@ class Driver:
                     thrown = asyncio.CancelledError() if self._due else None
                 if self._left:
                     _left_behind.append(coroutine)
-                    return False
+                    return None
                 if thrown is None:
                     self._waiting = step(coroutine.send, answer)
                 else:
                     self._due = False
                     # Whose it is stands in the message of a cancellation; a new one has no frames that it keeps alive.
                     words = thrown.args if isinstance(thrown, asyncio.CancelledError) else ()
-                    unit.disturbed = asyncio.CancelledError(*words)
+                    self.disturbed = asyncio.CancelledError(*words)
                     self._waiting = step(coroutine.throw, thrown)
         except StopIteration:
-            return True
+            return DONE
         finally:
             self._deadlines.forget(unit)
             unit.rest = None
+
+
+def close(coroutine: Any, context: Context) -> None:
+    """Close a coroutine; its own method would not have one that goes on to wait for the next event."""
+    try:
+        waiting = context.run(coroutine.throw, GeneratorExit())
+    except (GeneratorExit, StopIteration):
+        return
+    if waiting is not DONE:
+        raise RuntimeError("coroutine ignored GeneratorExit")
 
 
 def interrupted(unit: Unit) -> bool:

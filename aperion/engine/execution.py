@@ -6,12 +6,13 @@ import asyncio
 import functools
 import inspect
 import os
+import types
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from aperion.context import Scope, be_here, handing, here_now
+from aperion.context import Scope, be_here, go, handing
 from aperion.engine.driver import interrupted
-from aperion.engine.flight import Flight, Halt, Park, root_of
+from aperion.engine.flight import DONE, Flight, Halt, Park, root_of
 from aperion.engine.slots import Slots
 from aperion.engine.threads import Job
 from aperion.errors import HandlerTimeoutError, NotDeliveredError
@@ -21,7 +22,7 @@ from aperion.outcomes import Attempt, Delivery, Outcome, OutcomeState, went_well
 from aperion.subscriptions import HandlerKind
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from aperion.engine.facts import Facts
     from aperion.engine.flight import Rerun, Unit
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from aperion.subscriptions import Subscription
 
 
+_KEPT = 64
+"""Coroutines that wait for another event; more are made when more events are handled at once."""
+
+
 class _Skipped(Exception):  # noqa: N818 - never leaves this module
     """The subscription is closed, or its filter says no."""
 
@@ -40,10 +45,11 @@ class _Skipped(Exception):  # noqa: N818 - never leaves this module
 class Execution:
     """How the handlers of one bus are run. It owns no task: workers and ``dispatch`` step its coroutines."""
 
-    # Mutable: the workers, which are made after it; the middleware, by tools for tests.
-    __slots__ = ("_facts", "_processes", "_settlement", "_threads", "middleware", "workers")
+    # Mutable: the workers, which are made after it; the middleware, by tools for tests; what is free.
+    __slots__ = ("_facts", "_processes", "_settlement", "_threads", "free", "middleware", "workers")
 
     workers: Workers
+    free: list[Generator[Any, Flight, None]]  # which wait for an event
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class Execution:
         self._threads = threads
         self._processes = Slots(os.cpu_count() or 1)
         self.middleware = tuple(middleware)
+        self.free = []
 
     def prepare(self, subscription: Subscription) -> None:
         """Decide once for a subscription what goes around its handler."""
@@ -64,53 +71,84 @@ class Execution:
         wrapped = self.middleware or subscription.kind is not HandlerKind.ASYNC
         subscription.runs_through(functools.partial(inner, self) if wrapped else None)
 
-    async def deliver(self, flight: Flight) -> None:
-        """Run every handler of an event in order; returns when each has an outcome or waits for a retry.
+    @types.coroutine
+    def deliveries(self) -> Generator[Any, Flight, None]:
+        """Run every handler of an event in order, and then those of the next one; ``begin`` starts it.
 
-        What a handler raises becomes its outcome, whatever it is. Only a cancellation of the task that dispatches
-        comes out of here, and the closing of the coroutine.
+        It is sent an event, and yields ``DONE`` once each handler has an outcome or waits for a retry. What a
+        handler raises becomes its outcome, whatever it is. Only a cancellation of the task that dispatches comes out
+        of here, and the closing of the coroutine; after that it is no good for another event.
+
+        A coroutine for each event would cost as much as a handler: to make it, and to raise that it has ended.
         """
-        event, facts = flight.event, self._facts
-        results = flight.results = []
-        ended, left, careful = facts.ended, facts.left, event._opaque or facts.started is not None
-        be_here(flight)
-        flight.started = monotonic()
-        for subscription in flight.plan:
-            flight.limit = subscription.timeout
-            direct = subscription.direct
-            try:
-                if direct is None or careful:
-                    returned = await self._handle(flight, subscription, 1)
+        ended, left = self._facts.ended, self._facts.left  # fixed when the bus starts
+        watched = self._facts.started is not None
+        flight = yield DONE
+        while True:
+            event = flight.event
+            results = flight.results = []
+            careful = watched or event._opaque
+            be_here(flight)
+            flight.started = monotonic()
+            for subscription in flight.plan:
+                flight.limit = subscription.timeout
+                direct = subscription.direct
+                try:
+                    if direct is None or careful:
+                        returned = yield from self._handle(flight, subscription, 1)
+                    else:
+                        returned = yield from direct(event)
+                    rest = flight.rest
+                    if rest is not None and rest.disturbed and (flight.halt is not None or interrupted(flight)):
+                        raise _cancelled(flight)  # noqa: TRY301 - the handler has kept that to itself
+                except BaseException as error:  # noqa: BLE001 - SystemExit, CancelledError and groups are failures too
+                    end = self._judged(flight, len(results), subscription, 1, error)
+                    if end is not None:
+                        if left is not None:
+                            left(event, subscription, 1)
+                        self._settlement.give_up(
+                            flight, f"the handlers of {event.event_type} were cancelled before this one ran"
+                        )
+                        if flight.halt is not Halt.STOPPED:
+                            raise end from None
+                        break
+                    flight.started = monotonic()
                 else:
-                    returned = await direct(event)
-                if flight.disturbed and (flight.halt is not None or interrupted(flight)):
-                    raise _cancelled(flight)  # noqa: TRY301 - the handler has kept that to itself
-            except BaseException as error:  # noqa: BLE001 - SystemExit, CancelledError and groups are failures too
-                end = self._judged(flight, len(results), subscription, 1, error)
-                if end is not None:
-                    if left is not None:
-                        left(event, subscription, 1)
-                    self._settlement.give_up(
-                        flight, f"the handlers of {event.event_type} were cancelled before this one ran"
-                    )
-                    if flight.halt is Halt.STOPPED:
-                        return
-                    raise end from None
-                flight.started = monotonic()
+                    now = monotonic()
+                    seconds = now - flight.started
+                    flight.started = now
+                    results.append(seconds if returned is None else _returned(subscription, seconds, returned))
+                    if ended is not None:
+                        ended(event, subscription, went_well(1, seconds, returned))
+                if left is not None:
+                    left(event, subscription, 1)
+                if flight.moved:  # the handler has changed where it is, or had a copy of the event
+                    flight.moved = False
+                    be_here(flight)
             else:
-                now = monotonic()
-                seconds = now - flight.started
-                flight.started = now
-                results.append(seconds if returned is None else _returned(subscription, seconds, returned))
-                if ended is not None:
-                    ended(event, subscription, went_well(1, seconds, returned))
-            if left is not None:
-                left(event, subscription, 1)
-            if here_now() is not flight:  # the handler has changed it, or had a copy of the event
-                be_here(flight)
-        flight.passed = True
-        if not flight.retrying:
-            self._settlement.settle(flight)
+                flight.passed = True
+                if not flight.retrying:
+                    self._settlement.settle(flight)
+            # Nothing of an event is kept until the next one comes.
+            flight = event = results = subscription = direct = returned = rest = None  # type: ignore[assignment]
+            flight = yield DONE
+
+    def begin(self, unit: Unit) -> tuple[Any, Any]:
+        """Return a coroutine that runs the handlers of a unit, and what it has to be sent first."""
+        if type(unit) is not Flight:
+            return self.redeliver(unit), None  # type: ignore[arg-type]  # the other kind
+        return (self.free.pop() if self.free else self.another()), unit
+
+    def another(self) -> Generator[Any, Flight, None]:
+        """Return one more coroutine that waits for an event; those that have ended one are in ``free``."""
+        run = self.deliveries()
+        run.send(None)  # type: ignore[arg-type]  # up to where it waits
+        return run
+
+    def keep(self, run: Generator[Any, Flight, None]) -> None:
+        """Keep a coroutine for another event."""
+        if len(self.free) < _KEPT:
+            self.free.append(run)
 
     async def redeliver(self, rerun: Rerun) -> None:
         """Run one handler of an event once more."""
@@ -123,7 +161,8 @@ class Execution:
             if not subscription.open:
                 raise NotDeliveredError(f"{subscription.name} was paused or unsubscribed before it")  # noqa: TRY301
             returned = await self._handle(rerun, subscription, number)
-            if rerun.disturbed and (rerun.halt is not None or interrupted(rerun)):
+            rest = rerun.rest
+            if rest is not None and rest.disturbed and (rerun.halt is not None or interrupted(rerun)):
                 raise _cancelled(rerun)  # noqa: TRY301
         except BaseException as error:  # noqa: BLE001
             end = self._judged(rerun, rerun.index, subscription, number, error)
@@ -147,7 +186,7 @@ class Execution:
             raise _Skipped
         handed = own_copy(event)
         if handed is not event:
-            be_here(handing(handed, unit))
+            go(handing(handed, unit))
         if subscription.kind is not HandlerKind.ASYNC:
             await self._slot(unit, subscription, between=True)
         try:
@@ -245,7 +284,8 @@ class Execution:
             if unit.rest is not None:
                 unit.rest.calm()
         end = _cancelled(unit) if outside or unit.halt is Halt.STOPPED else None
-        unit.disturbed = None
+        if unit.rest is not None:
+            unit.rest.disturbed = None
         self._settlement.failed(unit, index, subscription, attempt)
         unit.job = None  # a retry of this delivery has it; the next delivery has nothing to do with it
         if unit.halt is Halt.CLOSED:
@@ -316,7 +356,7 @@ def _attempt(unit: Unit, subscription: Subscription, number: int, error: BaseExc
 
 def _cancelled(unit: Unit) -> asyncio.CancelledError:
     """Return the cancellation that a unit has met, so that its owner knows it again."""
-    return unit.disturbed or asyncio.CancelledError()
+    return (unit.rest and unit.rest.disturbed) or asyncio.CancelledError()
 
 
 def _says_yes(subscription: Subscription, event: Event[Any]) -> bool:

@@ -6,7 +6,7 @@ import enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aperion._frozen import FrozenList
-from aperion.outcomes import Outcome, Outcomes
+from aperion.outcomes import Outcome, Outcomes, outcomes_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +22,8 @@ NO_RESULTS: list[Any] = FrozenList()  # an empty list for each event that waits 
 
 DUPLICATE: list[Subscription] = FrozenList()
 """The plan of an event whose id was accepted before, known by its identity."""
+DONE = object()
+"""What is yielded when all handlers of an event have run."""
 
 
 class Halt(enum.Enum):
@@ -40,6 +42,15 @@ class Waits(Protocol):
 
     def check_no_cycle(self, target: Flight, unit: Unit | None) -> None:
         """Refuse to wait for an event that waits for the unit itself."""
+
+    def awaited(self, flight: Flight) -> Sequence[Flight]:
+        """Return the events that handlers of an event wait for."""
+
+    def begin(self, flight: Flight, awaited: Flight) -> None:
+        """Take note that a handler of an event waits for another event."""
+
+    def end(self, flight: Flight, awaited: Flight) -> None:
+        """Take note that it does not any more."""
 
     async def wait_for(self, flight: Flight) -> None:
         """Wait until an event has settled."""
@@ -82,6 +93,8 @@ class Rest(Protocol):
     task: asyncio.Task[Any]
     baseline: int
     requested: bool
+    disturbed: asyncio.CancelledError | None
+    lane: dict[Unit, float] | None
 
     def cancel(self) -> None:
         """Cancel the unit, and nothing else that its task does."""
@@ -111,12 +124,11 @@ class Unit:
     """Work that a task does in one go: the handlers of an event, or one of them once more."""
 
     # Mutable, on the loop's thread: when the handler that runs was started (monotonic seconds) and how long it may
-    # take; how the rest is driven once it waits; the lane of the deadlines it stands in; why it is cancelled;
-    # what was thrown into it; the unit around a dispatch; whether a worker runs it, which then holds
-    # a place, and how many of its waits have lent that place, until each handler was started once, or skipped; what
+    # take; how the rest is driven once it waits; why it is cancelled; the unit around a dispatch; whether a handler
+    # has moved to another context (``context.go``); whether a worker runs it, which then holds a place, and how many of its waits have lent that place, until each handler was started once, or skipped; what
     # is parked while it waits for a thread, and the thread that it has.
     __slots__ = (
-        *("disturbed", "event", "halt", "job", "lane", "lent", "limit"),
+        *("event", "halt", "job", "lent", "limit", "moved"),
         *("parked", "passed", "placed", "rest", "slot", "started", "within"),
     )
 
@@ -125,8 +137,7 @@ class Unit:
     limit: float
     rest: Rest | None
     halt: Halt | None
-    lane: dict[Unit, float] | None
-    disturbed: asyncio.CancelledError | None
+    moved: bool
     within: Unit | None
     passed: bool
     placed: bool
@@ -158,14 +169,13 @@ class Flight(Unit):
     # at once, to save an object; a list of its own only from the first handler on.
     __slots__ = (
         *("__weakref__", "begun", "dropped", "engine", "failures", "plan", "results"),
-        *("retrying", "settled", "system", "waiters", "waits_for"),
+        *("retrying", "settled", "system", "waiters"),
     )
 
     engine: Host
     plan: Sequence[Subscription]
     results: list[float | Outcome]
     waiters: dict[object, Callable[[], None]] | None
-    waits_for: list[Flight] | None  # what its handlers wait for
     failures: int  # deliveries that failed for good
     retrying: int  # deliveries that wait for another attempt
     begun: bool
@@ -185,7 +195,7 @@ class Flight(Unit):
 
     def outcomes(self) -> Outcomes:
         """Return the outcomes there are."""
-        return Outcomes(self.event, self.plan, self.results, self.dropped)
+        return outcomes_of(self.event, self.plan, self.results, self.dropped)
 
     async def wait(self) -> None:
         """Wait until it has settled."""
@@ -236,9 +246,8 @@ class Rerun(Unit):
 def begin(unit: Unit) -> None:
     """Set what every unit begins with."""
     unit.started = unit.limit = 0.0
-    unit.rest = unit.halt = unit.lane = unit.within = unit.parked = unit.slot = unit.job = None
-    unit.disturbed = None
-    unit.placed = False
+    unit.rest = unit.halt = unit.within = unit.parked = unit.slot = unit.job = None
+    unit.placed = unit.moved = False
     unit.lent = 0
 
 
@@ -250,7 +259,7 @@ def flight_of(engine: Host, event: Event[Any]) -> Flight:
     flight.engine = engine
     flight.plan = ()
     flight.results = NO_RESULTS
-    flight.waiters = flight.waits_for = None
+    flight.waiters = None
     flight.failures = flight.retrying = 0
     flight.passed = flight.begun = flight.settled = flight.dropped = flight.system = False
     return flight

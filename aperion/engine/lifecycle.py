@@ -329,17 +329,15 @@ class Engine:
         await self.admission.synced_here(flight)
         if event.key is not None:
             await self.admission.turn(flight)
-        await self.run_here(flight, self.execution.deliver(flight))
+        await self.run_here(flight)
         if not flight.settled:
             await self.waiting.wait_for(flight)
         return flight
 
-    async def run_here(self, unit: Unit, coroutine: Any) -> None:
+    async def run_here(self, unit: Unit) -> None:
         """Run a unit in the calling task."""
         try:
-            done, waiting, context = self.workers.step(coroutine)
-            if not done:
-                await self.workers.finish_here(unit, coroutine, context, waiting)
+            await self.workers.run_here(unit)
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a fault of the engine

@@ -35,7 +35,7 @@ _SECONDS_BETWEEN_LOG_LINES = 60.0
 _NAMES_REMEMBERED = 1024
 WATCHDOG = "APERION_WATCHDOG"
 """The variable of the environment that decides where a bus does not: seconds, or 0 for never."""
-_RUNS_HANDLERS = frozenset({Execution.deliver.__code__, Execution.redeliver.__code__})
+_RUNS_HANDLERS = frozenset({Execution.deliveries.__code__, Execution.redeliver.__code__})
 _LOOPS = ("asyncio", "selectors", "uvloop", "anyio")
 
 

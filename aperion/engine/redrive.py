@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aperion.engine.flight import Flight, Rerun, flight_of
 from aperion.errors import RedriveError
-from aperion.outcomes import FailureReason, Outcome, Outcomes, OutcomeState
+from aperion.outcomes import FailureReason, Outcome, Outcomes, OutcomeState, outcomes_of
 
 if TYPE_CHECKING:
     from aperion.deadletters import DeadLetterQueue
@@ -79,7 +79,7 @@ class Redriver:
             outcomes += (await self.redrive(engine, letter.letter_id, max_attempts)).values()
             if subscription is not None:
                 plan.append(subscription)
-        return Outcomes(summary.event, plan, outcomes)
+        return outcomes_of(summary.event, plan, outcomes)
 
     def _forget_summary(self, event_id: str) -> None:
         """Not all handlers of an event have failed any more: the letter that said so goes."""
@@ -94,7 +94,7 @@ async def _run(engine: Engine, flight: Flight, letter: DeadLetter) -> Outcome:
     ledger = engine.system_ledger
     ledger.accepted += 1
     ledger.pending += 1
-    await engine.run_here(rerun, engine.execution.redeliver(rerun))
+    await engine.run_here(rerun)
     outcome = flight.results[0]
     if not isinstance(outcome, Outcome):  # pragma: no cover - a rerun always leaves one
         raise RedriveError("the delivery has no outcome")

@@ -26,12 +26,14 @@ _SLICE = 0.5
 class Waiting:
     """Who waits for what on one bus."""
 
-    __slots__ = ("_host", "_loop", "_thread")
+    # Mutable: the events that handlers of an event wait for, on the loop's thread.
+    __slots__ = ("_awaited", "_host", "_loop", "_thread")
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._loop = host.loop
         self._thread = threading.get_ident()
+        self._awaited: dict[Flight, list[Flight]] = {}
 
     def unit_here(self) -> Unit | None:
         """Return the work of an engine that this code is part of, unless that has settled."""
@@ -60,7 +62,7 @@ class Waiting:
         unit = self.handler_here()
         if unit is not None and unit.flight.engine is self._host:
             raise DeadlockError(
-                f"{method}() in a handler of {unit.event.event_type!r} would wait for that handler itself; "
+                f"{method} in a handler of {unit.event.event_type!r} would wait for that handler itself; "
                 "call it outside of handlers, or in a task of its own"
             )
 
@@ -82,7 +84,7 @@ class Waiting:
                 chain = ", which waits for ".join(f"{flight.event.event_type!r}" for flight in path)
                 raise DeadlockError(f"this would wait for ever: {chain}, whose handler waits here")
             holder = path[-1].engine.holder(path[-1])
-            for blocker in (*(path[-1].waits_for or ()), *([holder] if holder is not None else [])):
+            for blocker in (*path[-1].engine.waiting.awaited(path[-1]), *([holder] if holder is not None else [])):
                 if blocker not in seen:
                     seen.add(blocker)
                     paths.append((*path, blocker))
@@ -180,12 +182,27 @@ class Waiting:
         if unit is None:
             yield
             return
-        waiting = unit.flight
-        waiting.waits_for = [*(waiting.waits_for or ()), flight]
+        waiting = unit.flight.engine.waiting
+        waiting.begin(unit.flight, flight)
         try:
             yield
         finally:
-            waiting.waits_for.remove(flight)
+            waiting.end(unit.flight, flight)
+
+    def awaited(self, flight: Flight) -> tuple[Flight, ...]:
+        """Return the events that handlers of an event wait for."""
+        return tuple(self._awaited.get(flight, ()))
+
+    def begin(self, flight: Flight, awaited: Flight) -> None:
+        """Take note that a handler of an event waits for another event."""
+        self._awaited.setdefault(flight, []).append(awaited)
+
+    def end(self, flight: Flight, awaited: Flight) -> None:
+        """Take note that it does not any more."""
+        left = self._awaited[flight]
+        left.remove(awaited)
+        if not left:
+            del self._awaited[flight]
 
 
 def answered(done: concurrent.futures.Future[Any], loop: asyncio.AbstractEventLoop, timeout: float | None) -> bool:

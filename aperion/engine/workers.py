@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from aperion.engine.driver import Driver
-from aperion.engine.flight import Flight, Halt, Park, root_of
+from aperion.engine.flight import DONE, Flight, Halt, Park, root_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
     from contextvars import Context
 
     from aperion.engine.deadlines import Deadlines
     from aperion.engine.facts import Facts
-    from aperion.engine.flight import Rerun, Unit
+    from aperion.engine.flight import Unit
     from aperion.engine.queue import Queue
     from aperion.engine.settlement import Settlement
     from aperion.engine.slots import Slots, Turn
@@ -30,11 +29,16 @@ _EVENTS_BEFORE_YIELD = 64  # handlers that never wait must not keep the loop fro
 class Runs(Protocol):
     """What knows how the handlers of a unit are run."""
 
-    def deliver(self, flight: Flight, /) -> Coroutine[Any, Any, None]:
-        """Run every handler of an event in order."""
+    free: list[Any]
 
-    def redeliver(self, rerun: Rerun, /) -> Coroutine[Any, Any, None]:
-        """Run one of them once more."""
+    def begin(self, unit: Unit, /) -> tuple[Any, Any]:
+        """Return a coroutine that runs the handlers of a unit, and what it has to be sent first."""
+
+    def another(self) -> Any:
+        """Return one more coroutine that waits for an event."""
+
+    def keep(self, run: Any, /) -> None:
+        """Keep a coroutine for another event."""
 
 
 class Workers:
@@ -159,9 +163,10 @@ class Workers:
     async def _work_off(self, task: asyncio.Task[Any]) -> None:
         """Handle what is ready, until nothing is, or every place is taken."""
         queue, execution, copy, count = self._queue, self._execution, self.context.copy, 0
-        ready, begun = queue.ready, self._facts.begun
+        ready, begun, free = queue.ready, self._facts.begun, execution.free
         while ready and self.places > 0 and not self._closed:
             unit = ready.popleft()
+            first: Any = None
             if unit.parked is not None:
                 (coroutine, context), unit.parked = unit.parked, None
             elif type(unit) is Flight:
@@ -176,19 +181,21 @@ class Workers:
                 unit.placed = True
                 if begun is not None and not unit.system:
                     begun(unit.event, monotonic() - unit.started)
-                coroutine, context = execution.deliver(unit), copy()
+                coroutine, context, first = free.pop() if free else execution.another(), copy(), unit
             else:
                 queue.again -= 1
                 unit.placed = True
-                coroutine, context = execution.redeliver(unit), copy()  # type: ignore[arg-type]  # the other kind
+                (coroutine, first), context = execution.begin(unit), copy()
             try:
-                waiting = context.run(coroutine.send, None)
+                waiting = context.run(coroutine.send, first)
             except StopIteration:
                 pass
             except BaseException as error:  # noqa: BLE001 - what comes out here is a fault of the engine
                 self._settlement.broke(unit, error)
             else:
-                if type(waiting) is Park:
+                if waiting is DONE:
+                    free.append(coroutine)
+                elif type(waiting) is Park:
                     unit.parked = coroutine, context
                 else:
                     await self._finish(Driver(unit, coroutine, context, waiting, self._deadlines, task))
@@ -208,8 +215,7 @@ class Workers:
         if self._queue.ready:
             self.wake()
         try:
-            if not await driver:
-                self._settlement.left_behind(unit)
+            self._ended(driver, await driver)
         except BaseException as error:
             self._settlement.broke(unit, error)
             if isinstance(error, GeneratorExit):
@@ -219,6 +225,13 @@ class Workers:
             self.places += not unit.lent  # lent, it was given back before
             unit.lent = 0
             self.running.pop(unit, None)
+
+    def _ended(self, driver: Driver, how: Any) -> None:
+        """Take note of how a unit ended that had to wait."""
+        if how is None:
+            self._settlement.left_behind(driver.unit)
+        elif how is DONE and type(driver.unit) is Flight:
+            self._execution.keep(driver.coroutine)
 
     async def _rest(self) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
@@ -232,18 +245,19 @@ class Workers:
 
     # Dispatches
 
-    def step(self, coroutine: Coroutine[Any, Any, None]) -> tuple[bool, Any, Context]:
-        """Make the first step of a dispatch, in a context of its own; tell whether that was all."""
-        context = self.context.copy()
+    async def run_here(self, unit: Unit) -> None:
+        """Run a unit in the task that dispatches, in a context of its own."""
+        (coroutine, first), context = self._execution.begin(unit), self.context.copy()
         try:
-            waiting = context.run(coroutine.send, None)
+            waiting = context.run(coroutine.send, first)
         except StopIteration:
-            return True, None, context
-        return False, waiting, context
+            return
+        if waiting is DONE:
+            self._execution.keep(coroutine)
+        else:
+            await self.finish_here(unit, coroutine, context, waiting)
 
-    async def finish_here(
-        self, unit: Unit, coroutine: Coroutine[Any, Any, None], context: Context, waiting: Any
-    ) -> None:
+    async def finish_here(self, unit: Unit, coroutine: Any, context: Context, waiting: Any) -> None:
         """Make the rest of the steps in the task that dispatches."""
         task = asyncio.current_task(self._loop)
         if task is None:  # pragma: no cover - a coroutine that runs has a task
@@ -254,14 +268,13 @@ class Workers:
         is_own = around is not None and (around.rest is None or around.rest.task is task)
         outer = around.flight if around is not None and is_own else None  # and not of a task that a handler has started
         if outer is not None:
-            outer.waits_for = [*(outer.waits_for or ()), unit.flight]
+            outer.engine.waiting.begin(outer, unit.flight)
         try:
-            if not await driver:
-                self._settlement.left_behind(unit)
+            self._ended(driver, await driver)
         finally:
             self.running.pop(unit, None)
-            if outer is not None and outer.waits_for is not None:
-                outer.waits_for.remove(unit.flight)
+            if outer is not None:
+                outer.engine.waiting.end(outer, unit.flight)
 
     # Places
 
@@ -300,7 +313,8 @@ class Workers:
         unit.halt = Halt.STOPPED
         (coroutine, context), unit.parked = unit.parked, None
         try:
-            context.run(coroutine.throw, asyncio.CancelledError())
+            if context.run(coroutine.throw, asyncio.CancelledError()) is DONE:
+                self._execution.keep(coroutine)
         except StopIteration:
             return
         except BaseException as error:  # noqa: BLE001 - a fault of the engine

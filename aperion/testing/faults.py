@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from aperion.context import current, handing
+from aperion.context import current, go, handing
 from aperion.errors import ConfigurationError, InjectedError
 from aperion.events import own_copy
 from aperion.testing.running import Wanted, meant
@@ -99,7 +99,7 @@ def duplicated(bus: EventBus, *wanted: Wanted, rate: float = 1.0, seed: int | No
         await call_next(delivery)
         faults._note("second run", delivery)
         here = current.get()
-        current.set(handing(again.event, None if here is None else here.unit))
+        go(handing(again.event, None if here is None else here.unit))
         try:
             return await call_next(again)
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from aperion.bus import EventBus
+from aperion.context import here_now
 from aperion.events import Event
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ async def call(
         Exception: what the handler raises.
     """
     async with EventBus(handler_timeout=timeout, tracing=False, watchdog=False, drain_timeout=1.0) as alone:
-        made = event if isinstance(event, Event) else alone._intake.event(event, payload, details)
+        made = event if isinstance(event, Event) else alone._intake.event(event, payload, details, here_now())
         subscription = alone.subscribe(handler, made.event_type)
         flight = await alone._running("call").dispatch_slowly(made, None)
     outcome = flight.outcomes()[subscription.name]

@@ -311,7 +311,7 @@ def test_no_secret_comes_out_of_a_replay(tmp_path: Path, option: tuple[str, ...]
     )
 
     done = subprocess.run(
-        [sys.executable, "-m", "aperion.cli", "replay", "events.jsonl", "--app", "service:app", *option],
+        [sys.executable, "-m", "aperion", "replay", "events.jsonl", "--app", "service:app", *option],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": PACKAGES},
         capture_output=True,

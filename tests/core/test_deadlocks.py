@@ -394,3 +394,31 @@ async def test_a_task_that_a_handler_has_started_may_dispatch_behind_the_key_of_
             outcomes = await tasks[0]
 
     assert outcomes.ok
+
+
+async def test_a_handler_that_leaves_the_bus_is_told_at_once() -> None:
+    """It would wait for itself, as with ``drain()``; the bus runs on until its owner leaves it."""
+    told: list[str] = []
+    async with aperion.EventBus() as bus:
+
+        @bus.on("chat.sent")
+        async def leaves(event: aperion.Event) -> None:
+            try:
+                await bus.__aexit__(None, None, None)
+            except DeadlockError as error:
+                told.append(str(error))
+
+        with anyio.fail_after(5):
+            assert (await bus.dispatch("chat.sent", {})).ok
+        assert bus.state is aperion.BusState.RUNNING
+
+    assert "leaving 'async with bus' in a handler of 'chat.sent'" in told[0]
+
+
+async def test_an_async_callback_is_refused_since_nobody_would_await_it() -> None:
+    async def callback() -> None: ...
+
+    async with aperion.EventBus() as bus:
+        receipt = await bus.emit("chat.sent", {})
+        with pytest.raises(aperion.HandlerError, match=r"await receipt.settled\(\)"):
+            receipt.on_settled(callback)  # type: ignore[arg-type]

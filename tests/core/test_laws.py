@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import threading
+import weakref
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -334,3 +335,54 @@ async def test_a_crowd_of_emitters_keeps_the_laws(policy: OverflowPolicy) -> Non
         world.seen.order.clear()  # of several emitters, the numbers say nothing about who was first
         world.judge([report])
     assert aperion.current_event() is None
+
+
+class Kept(aperion.Payload, type="kept.event"):
+    number: int
+
+
+@pytest.mark.anyio
+async def test_nothing_of_an_event_is_kept_once_it_has_settled() -> None:
+    """What runs its handlers goes on to the next event, and must not hold the last one until then."""
+
+    async def waits(event: Event[Kept]) -> None:
+        await asyncio.sleep(0)
+
+    async def fails(event: Event[Kept]) -> None:
+        raise ValueError(event.payload)
+
+    async def returns(event: Event[Kept]) -> object:
+        return event.payload
+
+    gone: list[weakref.ref[Kept]] = []
+    for handler in (waits, fails, returns, None):
+        async with EventBus() as bus:
+            if handler is not None:
+                bus.subscribe(handler, Kept)
+            for way in (bus.dispatch, bus.emit):
+                payload = Kept(number=len(gone))
+                gone.append(weakref.ref(payload))
+                await way(payload)
+                del payload
+            await bus.wait_settled()
+            bus.dead_letters.purge()
+            gc.collect()
+            assert [each() for each in gone] == [None] * len(gone)
+
+
+@pytest.mark.anyio
+async def test_what_runs_handlers_is_kept_for_later_events_up_to_a_bound() -> None:
+    async def waits(event: Event[Any]) -> None:
+        await asyncio.sleep(0.001)
+
+    async with EventBus() as bus:
+        bus.subscribe(waits, "kept.*")
+        for _ in range(2):
+            await asyncio.gather(*(bus.dispatch("kept.wide", {}) for _ in range(300)))
+        assert bus._engine is not None
+        free = bus._engine.execution.free
+        assert 0 < len(free) <= 64
+        before = set(map(id, free))
+        for _ in range(100):
+            await bus.dispatch("kept.one", {})
+        assert set(map(id, free)) == before

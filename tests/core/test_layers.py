@@ -52,6 +52,7 @@ RANKS: list[tuple[str, int]] = [
     ("integrations", 7),
     ("catalogue", 7),
     ("cli", 8),
+    ("__main__", 8),
 ]
 PLACES = {name: place for place, (name, _) in enumerate(RANKS)}
 
