@@ -4,104 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from aperion._logs import logger as _log
 from aperion._recent import Recent
-from aperion.engine.admission import Admission
-from aperion.engine.flight import DUPLICATE, flight_of
-from aperion.errors import BusNotRunningError, JournalUnavailable, KilledError, SerializationError
+from aperion.engine.entry import KeptAdmission
+from aperion.engine.flight import DUPLICATE
+from aperion.engine.kept import Kept, Volume
+from aperion.engine.takeup import TakeUp
+from aperion.errors import JournalUnavailable
 from aperion.journal.rows import Insert, State
-from aperion.outcomes import Attempt, FailureReason, OutcomeState
-from aperion.subscriptions import Subscription
+from aperion.outcomes import OutcomeState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aperion.engine.flight import Flight
-    from aperion.engine.lifecycle import Engine
+    from aperion.engine.admission import Admission
+    from aperion.engine.facts import Facts
+    from aperion.engine.flight import Flight, Host
+    from aperion.engine.kept import Later
+    from aperion.engine.ledger import Ledger
+    from aperion.engine.settlement import Settlement
     from aperion.events import Event
     from aperion.journal.letters import JournalLetters
-    from aperion.journal.rows import Page, Row, Summary
     from aperion.journal.slots import Slot, Slots
     from aperion.journal.sqlite import SQLiteJournal
-    from aperion.journal.writer import Writer
+    from aperion.outcomes import Attempt
+    from aperion.router import Router
+    from aperion.subscriptions import Subscription
 
-_PAGE: Final = 256
-_ENOUGH: Final = 512
-"""Events of an earlier life in flight at once; the others stay in the file until there is room."""
 _LOOK: Final = 0.5
 """Seconds between two looks for slots whose process is gone."""
-
-
-class Later(NamedTuple):
-    """A delivery that an earlier life has attempted, and that waits for its time."""
-
-    subscription: Subscription
-    attempts: int
-    wait: float
-
-
-class Kept:
-    """What is kept of one event in flight."""
-
-    # Mutable: the entry among the starts, what is done and runs, what stays for the next life, what is due later.
-    __slots__ = ("done", "entry", "flight", "later", "left", "names", "open", "running", "seq", "starts", "volume")
-
-    def __init__(self, volume: Volume, seq: int, names: tuple[str, ...], flight: Flight) -> None:
-        self.volume = volume
-        self.seq = seq
-        self.names = names
-        self.flight = flight
-        self.entry = self.done = self.running = 0
-        self.open = len(names)  # deliveries that were not attempted in this life
-        self.left: set[int] = set()
-        self.later: dict[int, Later] = {}  # by the index in the plan of the flight
-        self.starts: dict[int, int] = {}
-
-    def place(self, subscription: Subscription) -> int:
-        """Return where a subscription stands in the plan that is kept; -1 where it is not kept."""
-        return self.names.index(subscription.name) if subscription.name in self.names else -1
-
-
-class Volume:
-    """One slot of the journal, and what of an earlier life is still to be taken up from it."""
-
-    # Mutable: all but the writer.
-    __slots__ = (
-        "after",
-        "asked",
-        "before",
-        "has_more",
-        "next",
-        "parked",
-        "seen_suspects",
-        "suspect",
-        "suspects",
-        "taken",
-        "writer",
-    )
-
-    def __init__(self, writer: Writer, summary: Summary) -> None:
-        self.writer = writer
-        self.next = self.before = summary.last + 1
-        self.suspects = deque(summary.suspects)
-        self.seen_suspects = frozenset(summary.suspects)
-        self.suspect: Kept | None = None
-        self.after = 0
-        self.taken = 0  # of an earlier life, in flight
-        self.asked = False
-        self.has_more = summary.events > 0
-        # Accepted, with a key, behind what is still to be taken up; dispatches wait for their futures.
-        self.parked: list[tuple[Flight, asyncio.Future[None] | None]] = []
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether there is more of an earlier life than was taken up so far."""
-        return self.has_more or self.suspect is not None or bool(self.suspects)
 
 
 class Keeping:
@@ -110,7 +46,7 @@ class Keeping:
     It is an observer too: the starts and the ends of handlers are facts that it writes down.
     """
 
-    # Mutable: all of it; the engine is set once, before anything is accepted.
+    # Mutable: all of it; the parts of the engine are set once, before anything is accepted.
     __slots__ = (
         *(
             "_committing",
@@ -124,11 +60,14 @@ class Keeping:
             "_passed_over",
             "_plans",
         ),
-        *("_timer", "_volumes", "bad", "engine", "main", "orphans", "taken_up"),
+        *("_facts", "_settlement", "_takeup", "_timer", "_volumes", "main"),
     )
 
-    engine: Engine
     main: Volume
+    _door: KeptAdmission
+    _facts: Facts
+    _settlement: Settlement
+    _takeup: TakeUp
 
     def __init__(self, journal: SQLiteJournal, letters: JournalLetters | None) -> None:
         self._journal = journal
@@ -141,7 +80,6 @@ class Keeping:
         self._plans: dict[tuple[str, ...], str] = {}
         self._group: list[tuple[Insert | None, Flight]] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self.orphans = self.bad = self.taken_up = 0
 
     # Life
 
@@ -175,6 +113,7 @@ class Keeping:
                 "the journal has events of an earlier life, which are taken up now",
                 path=str(slot.database),
                 events=summary.events if summary.is_exact else f"up to {summary.events}",
+                oldest=None if summary.oldest is None else datetime.fromtimestamp(summary.oldest, UTC).isoformat(),
                 dead_letters=summary.letters,
             )
         return volume
@@ -186,13 +125,15 @@ class Keeping:
             except JournalUnavailable as error:
                 _log.error("a slot of the journal was left alone", path=str(slot.database), reason=error.reason)
 
-    def begin(self, engine: Engine) -> None:
+    def begin(self, host: Host, router: Router, ledger: Ledger, settlement: Settlement, facts: Facts) -> None:
         """Go on with what there is, now that events are accepted."""
-        self.engine = engine
+        self._facts, self._settlement = facts, settlement
+        options, queue = self._journal.options, self._door.queue_now
+        self._takeup = TakeUp(host, router, ledger, settlement, queue, self._kept, options.max_starts)
         if self._letters is not None:
             self._letters.attach(self._letter)
         for volume in self._volumes:
-            self._go_on(volume)
+            self._takeup.go_on(volume)
         self._timer = self._loop.call_later(_LOOK, self._look)
 
     def _look(self) -> None:
@@ -205,7 +146,7 @@ class Keeping:
         before = len(self._volumes)
         await self._adopt(slots)
         for volume in self._volumes[before:]:
-            self._go_on(volume)
+            self._takeup.go_on(volume)
 
     async def close(self) -> None:
         """Write what is left, and let go of all slots."""
@@ -291,7 +232,7 @@ class Keeping:
             await future
         except BaseException:
             if not flight.settled and flight not in self._committing:  # else the commit does that
-                self.engine.settlement.drop(flight, "cancelled", queued=False)
+                self._settlement.drop(flight, "cancelled", queued=False)
             raise
         finally:
             if flight not in self._committing:
@@ -314,7 +255,7 @@ class Keeping:
                 if kept is not None:
                     kept.volume.writer.later("settled", kept.seq, 0)
                 if not flight.settled:
-                    self.engine.settlement.drop(flight, "cancelled", queued=False)
+                    self._settlement.drop(flight, "cancelled", queued=False)
             else:
                 if kept is not None:
                     self._kept[flight.event.event_id] = kept
@@ -322,22 +263,22 @@ class Keeping:
 
     def _refuse(self, flight: Flight, future: asyncio.Future[None] | None, error: Exception) -> None:
         if not flight.settled:
-            self.engine.settlement.drop(flight, "journal_unavailable", queued=False)
+            self._settlement.drop(flight, "journal_unavailable", queued=False)
         if future is not None and not future.done():
             future.set_exception(error)
             future.exception()  # seen: nobody may wait, as after emit_nowait
 
     def _repeated(self, flight: Flight, future: asyncio.Future[None] | None) -> None:
         flight.plan = DUPLICATE
-        self.engine.settlement.settle(flight)
-        if self.engine.facts.dropped is not None:
-            self.engine.facts.dropped(flight.event, "duplicate")
+        self._settlement.settle(flight)
+        if self._facts.dropped is not None:
+            self._facts.dropped(flight.event, "duplicate")
         if future is not None and not future.done():
             future.set_result(None)
 
     def _ready(self, flight: Flight, future: asyncio.Future[None] | None) -> None:
         volume = self.main
-        if flight.event.key is not None and volume.is_behind and not self.is_ending:
+        if flight.event.key is not None and volume.is_behind and not self._takeup.is_ending:
             volume.parked.append((flight, future))
             if flight.begun and future is not None:  # a dispatch, which waits for itself
                 self._door.held[flight] = future
@@ -346,26 +287,6 @@ class Keeping:
             self._door.queue_now(flight)
         if future is not None:
             future.set_result(None)
-
-    def _unpark(self, volume: Volume) -> None:
-        parked, volume.parked = volume.parked, []
-        for flight, future in parked:
-            if flight.settled:
-                continue
-            if not flight.begun:
-                self._door.queue_now(flight)
-            elif future is not None and not future.done():
-                future.set_result(None)
-
-    def leave_parked(self) -> None:
-        """Leave to the next life what waits behind that of an earlier one, since no more of that is taken up."""
-        for volume in self._volumes:
-            parked, volume.parked = volume.parked, []
-            for flight, future in parked:
-                if not flight.begun:
-                    self.engine.settlement.give_up(flight, "the bus drained before it was the turn of this event")
-                elif future is not None and not future.done():
-                    future.set_exception(BusNotRunningError("the bus drained before the event had its turn"))
 
     # What handlers do
 
@@ -395,7 +316,7 @@ class Keeping:
         if kept.entry:
             kept.volume.writer.starts.change(kept.entry, kept.seq, kept.done, kept.running)
         if kept.volume.suspect is kept and not kept.running and kept.open <= 0:
-            self._suspect_passed(kept.volume)
+            self._takeup.passed(kept.volume)
 
     def retry(self, event: Event[Any], subscription: Subscription, attempts: int, wait: float, *, here: bool) -> bool:
         """Write down when a delivery is due again; tell whether it is, so that the next life makes the attempt."""
@@ -439,122 +360,14 @@ class Keeping:
         else:
             volume.writer.later("settled", kept.seq, kept.entry)
         if volume.suspect is kept:
-            self._suspect_passed(volume)
+            self._takeup.passed(volume)
         if kept.seq < volume.before:
-            volume.taken -= 1
-            if volume.taken <= _ENOUGH - _PAGE:
-                self._go_on(volume)
+            self._takeup.gone(volume)
 
-    @property
-    def is_ending(self) -> bool:
-        """Whether what is not finished stays for the next life."""
-        return not self.engine.settlement.retries
-
-    # What an earlier life has left
-
-    def _go_on(self, volume: Volume) -> None:
-        """Ask for the next events, suspects first and one at a time: who takes the process down is found alone."""
-        if volume.asked or volume.suspect is not None or self.is_ending:
-            return
-        if volume.suspects:
-            volume.asked = True
-            volume.writer.ask("row", (volume.suspects.popleft(),), lambda row: self._suspect_read(volume, row))
-        elif volume.has_more and volume.taken <= _ENOUGH - _PAGE:
-            volume.asked = True
-            volume.writer.ask("page", (volume.after, volume.before, _PAGE), lambda page: self._page_read(volume, page))
-
-    def _suspect_read(self, volume: Volume, row: Row | None) -> None:
-        volume.asked = False
-        kept = self._take_up(volume, row) if row is not None and not self.is_ending else None
-        volume.suspect = kept
-        if kept is None:
-            self._go_on(volume)
-
-    def _suspect_passed(self, volume: Volume) -> None:
-        volume.suspect = None
-        self._go_on(volume)
-
-    def _page_read(self, volume: Volume, page: Page) -> None:
-        volume.asked = False
-        if self.is_ending:
-            return
-        if page.bad:
-            self.bad += page.bad
-            _log.critical(
-                "events in the journal are damaged; they were set aside",
-                path=str(self._journal.folder),
-                events=page.bad,
-            )
-        volume.after, volume.has_more = page.last, page.more
-        for row in page.rows:
-            if row.seq not in volume.seen_suspects:
-                self._take_up(volume, row)
-        if not volume.has_more:
-            self._unpark(volume)
-        self._go_on(volume)
-
-    def _take_up(self, volume: Volume, row: Row) -> Kept | None:
-        """Put an event in flight again, with those of its deliveries that are not over; None where there is nothing to do."""
-        from aperion.journal.codec import read
-
-        try:
-            event = read(row.body)
-        except Exception as error:  # noqa: BLE001 - a model of the user's may raise anything
-            self._unreadable(volume, row, error)
-            return None
-        if event.event_id in self._kept:  # it was accepted again after the window
-            volume.writer.later("settled", row.seq, 0)
-            return None
-        engine = self.engine
-        flight = flight_of(engine, event)
-        kept = Kept(volume, row.seq, row.plan, flight)
-        plan: list[Subscription] = []
-        for place, name in enumerate(row.plan):
-            state = row.states.get(place, State(row.seq, place))
-            if state.over:
-                continue
-            subscription = _named(engine, name, event.event_type)
-            if subscription is None:
-                kept.left.add(place)
-            elif state.starts >= self._journal.options.max_starts:
-                killed = KilledError(name, state.starts)
-                engine.settlement.lost(event, name, FailureReason.KILLED, killed, state.starts)
-                volume.writer.later(state._replace(over=True))
-            else:
-                kept.starts[place] = state.starts
-                if state.attempts:
-                    wait = max(0.0, min(state.wait, state.due - time.time()))
-                    kept.later[len(plan)] = Later(subscription, state.attempts, wait)
-                    subscription = _closed(subscription)
-                plan.append(subscription)
-        self.orphans += len(kept.left)
-        if not plan:
-            if not kept.left:
-                volume.writer.later("settled", row.seq, 0)
-            return None
-        kept.open = len(plan) - len(kept.later)
-        flight.plan = tuple(plan)
-        flight.started = time.monotonic()
-        self._kept[event.event_id] = kept
-        self.taken_up += 1
-        volume.taken += 1
-        engine.ledger.accepted += 1
-        engine.ledger.pending += 1
-        self._door.queue_now(flight)
-        return kept
-
-    def _unreadable(self, volume: Volume, row: Row, error: Exception) -> None:
-        from aperion.journal.codec import unread
-
-        event = unread(row.body)
-        if event is None:
-            self.bad += 1
-            _log.critical("an event in the journal cannot be read; it stays there", seq=row.seq)
-            return
-        for place, name in enumerate(row.plan):
-            if place not in row.states or not row.states[place].over:
-                self.engine.settlement.lost(event, name, FailureReason.SCHEMA, error, 0)
-        volume.writer.later("settled", row.seq, 0)
+    def leave_parked(self) -> None:
+        """Leave to the next life what waits behind that of an earlier one; the drain begins."""
+        for volume in self._volumes:
+            self._takeup.leave_parked(volume)
 
     def resumed(self, flight: Flight, index: int) -> Later | None:
         """Return what is to become of a delivery that waits for its time, once its turn has come."""
@@ -580,66 +393,11 @@ class Keeping:
             "level": self._journal.options.level.value,
             "slots": len(writers),
             "kept": len(self._kept),
-            "taken_up": self.taken_up,
+            "taken_up": self._takeup.taken_up,
             "taking_up": any(volume.is_behind for volume in self._volumes),
-            "orphans": self.orphans,
-            "set_aside": self.bad,
+            "orphans": self._takeup.orphans,
+            "set_aside": self._takeup.bad,
             "commits": sum(writer.commits for writer in writers),
             "failures": sum(writer.failures for writer in writers),
             "degraded": next((writer.failure for writer in writers if writer.failure is not None), None),
         }
-
-
-def _named(engine: Engine, name: str, event_type: str) -> Subscription | None:
-    return next((each for each in engine.router.named(name) if each.wants(event_type)), None)
-
-
-def _closed(subscription: Subscription) -> Subscription:
-    """Return a stand-in that is passed over when its turn comes: its attempt is due later."""
-    stand_in = Subscription(
-        name=subscription.name, patterns=subscription.patterns, handler=subscription.handler, kind=subscription.kind
-    )
-    stand_in.set_paused(paused=True)
-    return stand_in
-
-
-class KeptAdmission(Admission):
-    """The door of a bus with a journal: what cannot be kept is not accepted, and what is kept is queued then."""
-
-    __slots__ = ("_keeping",)
-
-    def __init__(self, keeping: Keeping, *args: Any, **parts: Any) -> None:
-        super().__init__(*args, **parts)
-        self._keeping = keeping
-
-    def accept(self, event: Event[Any]) -> Flight:
-        """Record an event and begin to keep it.
-
-        Raises:
-            SerializationError: for a payload that would not come back from the journal.
-            JournalUnavailable: while that cannot be written.
-            AuditUnavailable: when it could not be recorded.
-        """
-        from aperion.journal.codec import written
-
-        plan = self._router.resolve(event.event_type)
-        names = self._keeping.names_kept(event, plan)
-        try:
-            body = written(event) if names else b""
-        except SerializationError as error:
-            self._counters.rejected += 1
-            self._settlement.rejected(event, error)
-            raise
-        flight = super().accept(event)
-        flight.plan = plan  # another thread may have subscribed meanwhile
-        self._keeping.keep(flight, names, body)
-        return flight
-
-    def queue(self, flight: Flight) -> None:
-        """Hand an accepted event on to the workers, once it is kept."""
-        if not self._keeping.is_committing(flight):
-            self.queue_now(flight)
-
-    def queue_now(self, flight: Flight) -> None:
-        """Hand it on once the disk has its record too, where that is asked for."""
-        super().queue(flight)

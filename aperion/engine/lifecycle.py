@@ -132,7 +132,7 @@ class Engine:
         self.admission.state = BusState.RUNNING
         self._host = self.loop.create_task(self._hosted(), name="aperion host")
         if self.keeping is not None:
-            self.keeping.begin(self)
+            self.keeping.begin(self, self.router, self.ledger, self.settlement, self.facts)
 
     async def _hosted(self) -> None:
         try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aperion.engine.due import Due
     from aperion.engine.facts import Facts
     from aperion.engine.flight import Flight, Rerun, Unit
-    from aperion.engine.keeping import Keeping, Later
+    from aperion.engine.kept import Keeps, Later
     from aperion.engine.ledger import Counters, Ledger
     from aperion.engine.queue import Queue
     from aperion.events import Event
@@ -46,7 +46,7 @@ class Settlement:
         letters: DeadLetterQueue,
         redactor: Redactor,
         wake: Callable[[], None],
-        keeping: Keeping | None = None,
+        keeping: Keeps | None = None,
     ) -> None:
         self._ledger = ledger
         self._system = system

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sqlite3
 import stat
 import time
 from contextlib import contextmanager, suppress
-from itertools import chain, count
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
@@ -69,7 +68,7 @@ class Database:
         self._remembered = remembered
         is_new = _made_private(path)
         self.connection = sqlite3.connect(
-            f"file:{_quoted(path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, timeout=2.0
+            f"file:{quoted(path)}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, timeout=2.0
         )
         try:
             self._prepare(durable=durable)
@@ -77,7 +76,7 @@ class Database:
             self.connection.close()
             raise
         if is_new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         meta = dict(self._rows("SELECT name, value FROM meta"))
         self._seen, self._since, self._seen_count = meta["seen"], meta["seen_since"], meta["seen_count"]
         self._old = bool(self._rows(f"SELECT 1 FROM seen{1 - self._seen} LIMIT 1"))  # noqa: S608 - 0 or 1
@@ -103,7 +102,7 @@ class Database:
         run(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
         run("PRAGMA wal_autocheckpoint=0")
         if is_empty:
-            with self._transaction():
+            with self.transaction():
                 for statement in _SCHEMA.split(";"):
                     run(statement)
                 run(f"PRAGMA application_id={APPLICATION_ID}")
@@ -119,7 +118,7 @@ class Database:
         """
         duplicates = self._duplicates(batch.inserts)
         inserts = [insert for insert in batch.inserts if insert.seq not in duplicates] if duplicates else batch.inserts
-        with self._transaction():
+        with self.transaction():
             if batch.forgotten:
                 self._each("DELETE FROM events WHERE seq IN", batch.forgotten)
                 self._each(f"DELETE FROM seen{self._seen} WHERE event_id IN", batch.forgotten.values())  # noqa: S608
@@ -168,7 +167,7 @@ class Database:
         if self._seen_count < self._remembered and 0 <= now - self._since < self._window:
             return
         other = 1 - self._seen
-        with self._transaction():
+        with self.transaction():
             self.connection.execute(f"DELETE FROM seen{other}")  # noqa: S608 - 0 or 1
             values = {"seen": other, "seen_since": now, "seen_count": 0}
             for name, value in values.items():
@@ -184,7 +183,7 @@ class Database:
 
     def count_ids(self) -> None:
         """Write down how many ids this half of the window has; a life that is killed leaves an older count."""
-        with self._transaction():
+        with self.transaction():
             self.connection.execute("UPDATE meta SET value = ? WHERE name = 'seen_count'", (self._seen_count,))
 
     @property
@@ -202,7 +201,7 @@ class Database:
         """Take over what the last life has left, what its handlers were at included, and begin another life."""
         run = self.connection.execute
         ((life,),) = run("SELECT value FROM meta WHERE name = 'life'").fetchall()
-        with self._transaction():
+        with self.transaction():
             if starts.life == life:  # else it was taken over before, and the process died before it was cleared
                 self._take_over(starts)
             run("UPDATE meta SET value = ? WHERE name = 'life'", (life + 1,))
@@ -219,7 +218,13 @@ class Database:
         suspects = [
             seq for (seq,) in run("SELECT DISTINCT seq FROM deliveries WHERE starts > 0 AND NOT over ORDER BY 1")
         ]
-        return Summary(events, is_exact, letters, suspects, max(highest or 0, last or 0))
+        return Summary(events, is_exact, self._made_at(lowest), letters, suspects, max(highest or 0, last or 0))
+
+    def _made_at(self, seq: int | None) -> float | None:
+        with suppress(ValueError, KeyError, TypeError):
+            ((body,),) = self._rows("SELECT body FROM events WHERE seq = ?", (seq,))
+            return float(orjson.loads(body)["timestamp"])
+        return None
 
     def _take_over(self, starts: Starts) -> None:
         for start in starts.found():
@@ -277,7 +282,7 @@ class Database:
         return {(state.seq, state.place): state for state, crc in checked if state.check == crc}
 
     def _set_aside(self, bad: list[tuple[int, Any]]) -> None:
-        with self._transaction():
+        with self.transaction():
             for seq, body in bad:
                 self.connection.execute("INSERT INTO aside(what, seq, body) VALUES('event', ?, ?)", (seq, body))
                 self.connection.execute("DELETE FROM events WHERE seq = ?", (seq,))
@@ -285,7 +290,8 @@ class Database:
     # Statements
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
+        """Commit what the block does, or nothing of it."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -311,76 +317,6 @@ class Database:
         for part in _parts(list(values)):
             found += self.connection.execute(f"{statement} ({','.join('?' * len(part))})", part).fetchall()
         return found
-
-
-def is_damage(error: BaseException) -> bool:
-    """Tell whether an error of SQLite says that the file itself is damaged."""
-    code = getattr(error, "sqlite_errorcode", None) or 0
-    return isinstance(error, sqlite3.DatabaseError) and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def salvage(path: Path) -> Path:
-    """Make a new file of what can be read of a damaged one, which is set aside under the name that is returned."""
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    new = Database(fresh, durable=True, window=math.inf, remembered=1)
-    old = sqlite3.connect(f"file:{_quoted(path)}?mode=rw", uri=True, isolation_level=None)
-    try:
-        with new._transaction():
-            for table, columns in _TABLES.items():
-                for row in _readable(old, table, columns):
-                    marks = ",".join("?" * len(row))
-                    new.connection.execute(f"INSERT OR IGNORE INTO {table} VALUES({marks})", row)
-            for name, value in _readable(old, "meta", "name"):
-                new.connection.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
-        new.checkpoint(idle=True)
-    finally:
-        new.close()
-        with suppress(sqlite3.Error):
-            old.close()
-    aside = next(name for n in count(1) if not (name := path.with_name(f"{path.name}.damaged-{n}")).exists())
-    for end in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            path.with_name(f"{path.name}{end}").rename(f"{aside}{end}")
-    fresh.rename(path)
-    _sync_folder(path.parent)
-    return aside
-
-
-_TABLES: Final = {
-    "events": "seq",
-    "deliveries": "seq, place",
-    "letters": "n",
-    "seen0": "event_id",
-    "seen1": "event_id",
-    "aside": "n",
-}
-
-
-def _readable(old: sqlite3.Connection, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
-    """Go through the rows of a table, around what cannot be read where they are numbered."""
-    first = columns.partition(",")[0]
-    seek = f"SELECT * FROM {table} WHERE {first} > ? ORDER BY {columns} LIMIT 1"  # noqa: S608 - names of ours
-    scan = f"SELECT * FROM {table} WHERE {first} >= ? ORDER BY {columns}"  # noqa: S608
-    at: Any = -1 if first in {"seq", "n"} else ""
-    step, missed = 1, 0
-    while missed < _HOPELESS:
-        try:
-            found = old.execute(seek, (at,)).fetchone()
-            if found is None:
-                return
-            for row in old.execute(scan, (found[0],)):
-                yield row
-                at, step, missed = row[0], 1, 0
-            return  # noqa: TRY300
-        except (sqlite3.DatabaseError, ValueError, OverflowError):
-            if not isinstance(at, int):
-                return
-            at, step, missed = at + step, min(step * 2, 1 << 40), missed + 1
-
-
-_HOPELESS: Final = 64
-"""Places in a row at which nothing can be read any more."""
 
 
 def _parts(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -409,7 +345,8 @@ def _made_private(path: Path) -> bool:
     return True
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Wait until the device knows the names in a folder."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -417,5 +354,6 @@ def _sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """Return a path as it stands in a URI."""
     return str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")

@@ -25,18 +25,20 @@ class JournalLetters(MemoryStore):
     """Keeps the newest dead letters in memory, and tells a journal of each change; read again when the bus starts."""
 
     # Mutable: where changes go while the bus runs, those of other times, and the slots of letters that were read.
-    __slots__ = ("_owed", "_slots", "_write")
+    __slots__ = ("_owed", "_removed", "_slots", "_write")
 
     def __init__(self, max_size: int) -> None:
         super().__init__(max_size)
         self._write: Write | None = None
         self._owed: dict[str, bytes | None] = {}
         self._slots: dict[str, int] = {}
+        self._removed: set[str] = set()  # before the files were read
 
     def attach(self, write: Write) -> None:
         """Write changes from now on, and those that were made since the last run."""
         self._write = write
         owed, self._owed = self._owed, {}
+        self._removed = {letter_id for letter_id, body in owed.items() if body is None}
         for letter_id, body in owed.items():
             write(letter_id, body, _MAIN)
 
@@ -49,7 +51,7 @@ class JournalLetters(MemoryStore):
         """Take in the letters of an earlier life, behind those that came since."""
         newer = {letter.letter_id: letter for letter in self}
         for letter_id, body in rows:
-            if letter_id not in newer and letter_id not in self._owed:
+            if letter_id not in newer and letter_id not in self._removed:
                 self._slots[letter_id] = slot
                 super().put(_letter(body))  # one too many pushes out the oldest, which stays in its file
         for letter in newer.values():

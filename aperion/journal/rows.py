@@ -61,6 +61,7 @@ class Summary(NamedTuple):
 
     events: int
     is_exact: bool
+    oldest: float | None  # when it was made; None where that cannot be read
     letters: int
     suspects: list[int]  # events whose handlers ran when the process died
     last: int  # the highest number of an event

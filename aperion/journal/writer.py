@@ -15,8 +15,9 @@ from weakref import WeakSet
 
 from aperion._logs import logger as _log
 from aperion.errors import JournalUnavailable
-from aperion.journal.database import Database, is_damage, salvage
+from aperion.journal.database import Database
 from aperion.journal.rows import Batch, Insert, State
+from aperion.journal.salvage import is_damage, salvage
 from aperion.journal.starts import Starts
 
 if TYPE_CHECKING:

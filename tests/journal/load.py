@@ -8,11 +8,12 @@ import random
 import sys
 from pathlib import Path
 
+from disk import disk
+
 from aperion.journal.options import Level, Options
 from aperion.journal.rows import Insert, State
 from aperion.journal.slots import Slots
 from aperion.journal.writer import Writer
-from disk import disk
 
 LIFE = 10_000
 

@@ -19,9 +19,10 @@ import anyio
 import pytest
 
 import aperion
-from aperion.journal.database import Database, salvage
+from aperion.journal.database import Database
 from aperion.journal.options import Level, Options
 from aperion.journal.rows import Batch, Insert, State
+from aperion.journal.salvage import salvage
 from aperion.journal.slots import Slots
 from aperion.journal.starts import Starts
 from aperion.journal.writer import Writer

@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from disk import disk
+
 import aperion
 import aperion.engine.keeping
 import aperion.journal.codec
 import aperion.journal.letters
 import aperion.journal.writer
-from disk import disk
 
 SUBSCRIPTIONS = ("first", "second", "third")
 
