@@ -248,12 +248,12 @@ class Keeping:
                 self._refuse(flight, future, error)
             elif kept is not None and (kept.seq in duplicates or flight.event.event_id in self._kept):
                 kept.volume.writer.later(
-                    "settled", kept.seq, 0
+                    "settled", kept.seq, 0, False
                 )  # kept, where it is in flight for longer than the window
                 self._repeated(flight, future)
             elif flight.settled or (future is not None and future.done()):  # nobody waits for it any more
                 if kept is not None:
-                    kept.volume.writer.later("settled", kept.seq, 0)
+                    kept.volume.writer.later("settled", kept.seq, 0, False)
                 if not flight.settled:
                     self._settlement.drop(flight, "cancelled", queued=False)
             else:
@@ -297,12 +297,12 @@ class Keeping:
         if kept is None or place < 0:
             return
         starts = kept.volume.writer.starts
-        if not kept.entry:
-            kept.entry = starts.enter(kept.seq)
         kept.open -= 1
         kept.running |= 1 << place
         if kept.entry:
             starts.change(kept.entry, kept.seq, kept.done, kept.running)
+        else:
+            kept.entry = starts.enter(kept.seq, kept.running)
 
     def ended(self, event: Event[Any], subscription: Subscription, attempt: Attempt) -> None:
         """Write down that a handler has ended, and that it need not run again."""
@@ -324,10 +324,11 @@ class Keeping:
         place = -1 if kept is None else kept.place(subscription)
         if kept is None or place < 0:
             return False
-        state = State(kept.seq, place, False, attempts, kept.starts.get(place, 0), time.time() + wait, wait)
+        state = State(kept.seq, place, False, attempts, (kept.starts or {}).get(place, 0), time.time() + wait, wait)
         kept.volume.writer.later(state)
+        kept.stated = True
         if not here:
-            kept.left.add(place)
+            kept.left |= {place}
         return True
 
     def leave(self, event: Event[Any], subscription: Subscription) -> bool:
@@ -336,7 +337,7 @@ class Keeping:
         place = -1 if kept is None else kept.place(subscription)
         if kept is None or place < 0:
             return False
-        kept.left.add(place)
+        kept.left |= {place}
         return True
 
     def over(self, event: Event[Any], subscription: Subscription) -> None:
@@ -345,6 +346,7 @@ class Keeping:
         place = -1 if kept is None else kept.place(subscription)
         if kept is not None and place >= 0:
             kept.volume.writer.later(State(kept.seq, place, over=True))
+            kept.stated = True
 
     def settled(self, flight: Flight) -> None:
         """Forget an event that has settled, but for what is left to the next life."""
@@ -358,7 +360,7 @@ class Keeping:
                 if kept.done >> place & 1:
                     volume.writer.later(State(kept.seq, place, over=True))
         else:
-            volume.writer.later("settled", kept.seq, kept.entry)
+            volume.writer.later("settled", kept.seq, kept.entry, kept.stated)
         if volume.suspect is kept:
             self._takeup.passed(volume)
         if kept.seq < volume.before:
@@ -372,7 +374,7 @@ class Keeping:
     def resumed(self, flight: Flight, index: int) -> Later | None:
         """Return what is to become of a delivery that waits for its time, once its turn has come."""
         kept = self._kept.get(flight.event.event_id)
-        return kept.later.pop(index, None) if kept is not None and kept.flight is flight else None
+        return kept.later.pop(index, None) if kept is not None and kept.flight is flight and kept.later else None
 
     # Dead letters
 

@@ -42,11 +42,27 @@ class Keeps(Protocol):
         """Write down that a delivery has failed for good."""
 
 
+_NONE: frozenset[int] = frozenset()
+
+
 class Kept:
     """What is kept of one event in flight."""
 
     # Mutable: the entry among the starts, what is done and runs, what stays for the next life, what is due later.
-    __slots__ = ("done", "entry", "flight", "later", "left", "names", "open", "running", "seq", "starts", "volume")
+    __slots__ = (
+        "done",
+        "entry",
+        "flight",
+        "later",
+        "left",
+        "names",
+        "open",
+        "running",
+        "seq",
+        "starts",
+        "stated",
+        "volume",
+    )
 
     def __init__(self, volume: Volume, seq: int, names: tuple[str, ...], flight: Flight) -> None:
         self.volume = volume
@@ -55,13 +71,15 @@ class Kept:
         self.flight = flight
         self.entry = self.done = self.running = 0
         self.open = len(names)  # deliveries that were not attempted in this life
-        self.left: set[int] = set()
-        self.later: dict[int, Later] = {}  # by the index in the plan of the flight
-        self.starts: dict[int, int] = {}
+        self.left: frozenset[int] = _NONE
+        self.later: dict[int, Later] | None = None  # by the index in the plan of the flight
+        self.starts: dict[int, int] | None = None
+        self.stated = False  # whether the file says of a delivery where it stands
 
     def place(self, subscription: Subscription) -> int:
         """Return where a subscription stands in the plan that is kept; -1 where it is not kept."""
-        return self.names.index(subscription.name) if subscription.name in self.names else -1
+        names, name = self.names, subscription.name
+        return 0 if names[0] == name else names.index(name) if name in names else -1
 
 
 class Volume:

@@ -131,10 +131,13 @@ class TakeUp:
             self._unreadable(volume, row, error)
             return None
         if event.event_id in self._kept:  # it was accepted again after the window
-            volume.writer.later("settled", row.seq, 0)
+            volume.writer.later("settled", row.seq, 0, True)
             return None
         flight = flight_of(self._host, event)
         kept = Kept(volume, row.seq, row.plan, flight)
+        later: dict[int, Later] = {}
+        starts: dict[int, int] = {}
+        kept.later, kept.starts, kept.stated = later, starts, True
         plan: list[Subscription] = []
         for place, name in enumerate(row.plan):
             state = row.states.get(place, State(row.seq, place))
@@ -142,24 +145,24 @@ class TakeUp:
                 continue
             subscription = self._named(name, event.event_type)
             if subscription is None:
-                kept.left.add(place)
+                kept.left |= {place}
             elif state.starts >= self._max_starts:
                 killed = KilledError(name, state.starts)
                 self._settlement.lost(event, name, FailureReason.KILLED, killed, state.starts)
                 volume.writer.later(state._replace(over=True))
             else:
-                kept.starts[place] = state.starts
+                starts[place] = state.starts
                 if state.attempts:
                     wait = max(0.0, min(state.wait, state.due - time.time()))
-                    kept.later[len(plan)] = Later(subscription, state.attempts, wait)
+                    later[len(plan)] = Later(subscription, state.attempts, wait)
                     subscription = _closed(subscription)
                 plan.append(subscription)
         self.orphans += len(kept.left)
         if not plan:
             if not kept.left:
-                volume.writer.later("settled", row.seq, 0)
+                volume.writer.later("settled", row.seq, 0, True)
             return None
-        kept.open = len(plan) - len(kept.later)
+        kept.open = len(plan) - len(later)
         flight.plan = tuple(plan)
         flight.started = time.monotonic()
         self._kept[event.event_id] = kept
@@ -181,7 +184,7 @@ class TakeUp:
         for place, name in enumerate(row.plan):
             if place not in row.states or not row.states[place].over:
                 self._settlement.lost(event, name, FailureReason.SCHEMA, error, 0)
-        volume.writer.later("settled", row.seq, 0)
+        volume.writer.later("settled", row.seq, 0, True)
 
     def _unpark(self, volume: Volume) -> None:
         parked, volume.parked = volume.parked, []

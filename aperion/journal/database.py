@@ -116,14 +116,21 @@ class Database:
         Raises:
             sqlite3.Error: when it cannot be committed; nothing of it is then.
         """
-        duplicates = self._duplicates(batch.inserts)
-        inserts = [insert for insert in batch.inserts if insert.seq not in duplicates] if duplicates else batch.inserts
+        try:
+            self._commit(batch, batch.inserts)
+        except _RepeatedError:
+            duplicates = self._duplicates(batch.inserts)
+            self._commit(batch, [insert for insert in batch.inserts if insert.seq not in duplicates])
+            return duplicates
+        return set()
+
+    def _commit(self, batch: Batch, inserts: Sequence[Insert]) -> None:
         with self.transaction():
             if batch.forgotten:
                 self._each("DELETE FROM events WHERE seq IN", batch.forgotten)
                 self._each(f"DELETE FROM seen{self._seen} WHERE event_id IN", batch.forgotten.values())  # noqa: S608
             if inserts:
-                self._many(f"INSERT INTO seen{self._seen} VALUES", [(insert.event_id,) for insert in inserts])
+                self._remember([insert.event_id for insert in inserts])
                 self._many("INSERT INTO events VALUES", [(i.seq, i.plan, i.body, i.check) for i in inserts])
             if batch.states:
                 self._many("REPLACE INTO deliveries VALUES", [(*s, s.check) for s in batch.states.values()])
@@ -131,9 +138,20 @@ class Database:
                 self._apply_letters(batch.letters)
             if batch.settled:
                 self._each("DELETE FROM events WHERE seq IN", batch.settled)
-                self._each("DELETE FROM deliveries WHERE seq IN", batch.settled)
+            if batch.stated:
+                self._each("DELETE FROM deliveries WHERE seq IN", batch.stated)
         self._seen_count += len(inserts)
-        return duplicates
+
+    def _remember(self, ids: Sequence[str]) -> None:
+        """Write down the ids of events.
+
+        Raises:
+            _RepeatedError: where one of them is known.
+        """
+        if self._old and self._each(f"SELECT 1 FROM seen{1 - self._seen} WHERE event_id IN", ids):  # noqa: S608
+            raise _RepeatedError
+        if self._many(f"INSERT OR IGNORE INTO seen{self._seen} VALUES", [(event_id,) for event_id in ids]) < len(ids):
+            raise _RepeatedError
 
     def _duplicates(self, inserts: Sequence[Insert]) -> set[int]:
         if not inserts:
@@ -305,18 +323,23 @@ class Database:
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self.connection.execute(statement, values).fetchall()
 
-    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        width = len(rows[0])
+    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> int:
+        width, changed = len(rows[0]), 0
         mark = f"({','.join('?' * width)})"
         for part in _parts(rows):
             values = list(chain.from_iterable(part))
-            self.connection.execute(f"{statement} {','.join([mark] * len(part))}", values)
+            changed += self.connection.execute(f"{statement} {','.join([mark] * len(part))}", values).rowcount
+        return changed
 
     def _each(self, statement: str, values: Iterable[Any]) -> list[Any]:
         found: list[Any] = []
         for part in _parts(list(values)):
             found += self.connection.execute(f"{statement} ({','.join('?' * len(part))})", part).fetchall()
         return found
+
+
+class _RepeatedError(Exception):
+    """An event of a batch was accepted before."""
 
 
 def _parts(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -75,7 +75,8 @@ class Batch:
     inserts: list[Insert] = field(default_factory=list)
     states: dict[tuple[int, int], State] = field(default_factory=dict)
     letters: dict[str, bytes | None] = field(default_factory=dict)
-    settled: dict[int, None] = field(default_factory=dict)
+    settled: dict[int, int] = field(default_factory=dict)  # events, and their entries among the starts
+    stated: list[int] = field(default_factory=list)  # those of them that have states
     forgotten: dict[int, str] = field(default_factory=dict)  # refused before, whatever the disk made of it
 
     def __bool__(self) -> bool:
@@ -85,4 +86,4 @@ class Batch:
 
 def check_of(seq: int, plan: str, body: bytes) -> int:
     """Return the check of a row of events."""
-    return crc32(body, crc32(f"{seq}{plan}".encode()))
+    return crc32(body, crc32(plan.encode(), seq & 0xFFFFFFFF))

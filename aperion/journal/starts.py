@@ -73,12 +73,12 @@ class Starts:
         self._words[0], self._words[1] = _MAGIC, life
         self._map.flush()
 
-    def enter(self, seq: int) -> int:
-        """Return an entry for an event; 0 when all are taken, and it is not followed."""
+    def enter(self, seq: int, running: int) -> int:
+        """Return an entry for an event of which something runs; 0 when all are taken, and it is not followed."""
         if not self._free:
             return 0
         at = self._free.pop()
-        self._words[at + 1] = _word(seq, 0, 0)
+        self._words[at + 1] = _word(seq, 0, running & _ALL)
         self._words[at] = seq
         return at
 

@@ -116,7 +116,7 @@ class Writer:
         self._queue.put((items,))
 
     def later(self, *what: Any) -> None:
-        """Write something that nobody waits for: a ``State``, ``("letter", id, body)``, ``("settled", seq, entry)``."""
+        """Write something that nobody waits for: a ``State``, ``("letter", id, body)``, ``("settled", seq, entry, stated)``."""
         self._lazy.append(what)
         if self._asleep:
             self._asleep = False
@@ -251,6 +251,8 @@ class Writer:
                 batch.letters[what[1]] = what[2]
             else:
                 batch.settled[what[1]] = what[2]
+                if what[3]:
+                    batch.stated.append(what[1])
 
     def _commit(self, batch: Batch) -> None:
         try:

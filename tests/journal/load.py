@@ -47,14 +47,14 @@ async def main(folder: str, level: str, trace: str, lives: int, count: int) -> N
                 future = told[seq]
                 writer.insert([(Insert(seq, f"id-{seq}", '["a","b"]', body_of(seq)), seq)])
                 await future
-                entry = writer.starts.enter(seq)
+                entry = writer.starts.enter(seq, 0)
                 writer.starts.change(entry, seq, 0, 1)
                 if rng.random() < 0.2:
                     writer.later(State(seq, 0, attempts=1))
                 writer.starts.change(entry, seq, 0b11, 0)
                 if rng.random() < 0.7:
                     control.disk_note(f"settled {seq}".encode(), None, 0)
-                    writer.later("settled", seq, entry)
+                    writer.later("settled", seq, entry, True)
                 if rng.random() < 0.1:
                     content = starts.read_bytes()
                     control.disk_note(b"starts", content, len(content))

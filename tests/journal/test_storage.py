@@ -81,7 +81,7 @@ async def test_what_was_committed_is_there_in_the_next_life_in_order(tmp_path: P
             writer.insert([(insert(seq, body=b"x" * seq), seq)])
         await told.until(300)
         for seq in range(1, 301, 2):
-            writer.later("settled", seq, 0)
+            writer.later("settled", seq, 0, True)
 
     async with opened(tmp_path / "state", level=level) as (writer, _, summary):
         found = await page(writer, limit=1000)
@@ -127,7 +127,7 @@ async def test_an_id_that_was_accepted_before_is_a_duplicate_also_in_the_next_li
         writer.insert([(insert(2, "same"), 2)])
         writer.insert([(insert(3, "other"), 3)])
         await told.until(3)
-        writer.later("settled", 1, 0)
+        writer.later("settled", 1, 0, True)
         assert told.duplicates == {2}
 
     async with opened(tmp_path / "state") as (writer, told, _):
@@ -182,7 +182,7 @@ def test_what_ran_and_what_was_done_is_known_after_the_process_died(tmp_path: Pa
     database.recover(starts)
     database.apply(Batch(inserts=[insert(1), insert(2)]))
     for seq, done, running in ((1, 0b01, 0b10), (2, 0b11, 0), (99, 1, 1)):
-        starts.change(starts.enter(seq), seq, done, running)
+        starts.change(starts.enter(seq, 0), seq, done, running)
     again = Starts(tmp_path / "j.starts")
 
     summary = database.recover(again)
@@ -200,7 +200,7 @@ def test_a_start_is_counted_once_although_the_takeover_is_interrupted(tmp_path: 
     starts = Starts(tmp_path / "j.starts")
     database.recover(starts)
     database.apply(Batch(inserts=[insert(1)]))
-    starts.change(starts.enter(1), 1, 0, 0b01)
+    starts.change(starts.enter(1, 0), 1, 0, 0b01)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Starts, "clear", lambda *_: signal.raise_signal(signal.SIGINT))
@@ -214,7 +214,7 @@ def test_a_start_is_counted_once_although_the_takeover_is_interrupted(tmp_path: 
 def test_an_entry_that_was_given_back_says_nothing(tmp_path: Path) -> None:
     starts = Starts(tmp_path / "j.starts")
     starts.clear(1)
-    entry = starts.enter(7)
+    entry = starts.enter(7, 0)
     starts.change(entry, 7, 1, 2)
     starts.leave(entry)
 
@@ -224,7 +224,7 @@ def test_an_entry_that_was_given_back_says_nothing(tmp_path: Path) -> None:
 def test_each_bit_of_an_entry_is_checked(tmp_path: Path) -> None:
     starts = Starts(tmp_path / "j.starts")
     starts.clear(1)
-    starts.change(starts.enter(7), 7, 0b101, 0b10)
+    starts.change(starts.enter(7, 0), 7, 0b101, 0b10)
     content = bytearray((tmp_path / "j.starts").read_bytes())
     at = 64 + 16 * 16_383
 
@@ -320,7 +320,7 @@ async def test_the_log_of_sqlite_does_not_grow_for_ever(tmp_path: Path) -> None:
     async with opened(tmp_path / "state", level="process") as (writer, told, _):
         for seq in range(1, 1201):
             writer.insert([(insert(seq, body=os.urandom(32_000)), seq)])
-            writer.later("settled", seq, 0)
+            writer.later("settled", seq, 0, True)
             if not seq % 100:
                 await told.until(seq)
 
