@@ -762,6 +762,18 @@ class EventBus(Router):
         if self._engine is not None:
             await self._engine.admission.until_synced(flight)
 
+    async def _relay(self, event: Event[Any]) -> None:
+        """Accept an event that was made elsewhere, in a transaction of a database, by the rules of this bus."""
+        engine = self._running("relay")
+        try:
+            made = self._intake.relayed(event)
+        except ValidationError as error:
+            self._reject(event.event_type, event.payload, {}, error)
+            raise
+        processed = self._processed(made) if self._processors else made
+        if not isinstance(processed, Flight):
+            await self._enter(engine, processed)
+
     def _discard(self, event: Event[Any], policy: str) -> None:
         """Drop an event of an outbox."""
         self._counters.dropped += 1

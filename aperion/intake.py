@@ -199,6 +199,22 @@ class Intake:
             set_cascade(processed, original._cascade)
         return processed
 
+    def relayed(self, event: Event[Any]) -> Event[Any]:
+        """Return an event that was made elsewhere, if it is one that this bus accepts; it keeps its id and its causes.
+
+        Raises:
+            ValidationError: one of its kinds.
+            CascadeError: for one generation too many.
+        """
+        details = Details(event.key, event.source, event.correlation_id, event.headers, event.event_id, event.timestamp)
+        event_type, value = self._checked(event.event_type, event.payload)
+        value, opaque = self._safe(event_type, value)
+        if event.hops > self.max_hops:
+            raise CascadeError(f"generation {event.hops} is more than max_hops={self.max_hops} allows", [event_type])
+        return self._detailed(event_type, value, opaque, details, None).replace(
+            causation_id=event.causation_id, hops=event.hops
+        )
+
     def rejected(self, subject: object, payload: object, details: Mapping[str, Any]) -> Event[Any]:
         """Return a stand-in for an event that was refused, with as much of the payload as can be kept."""
         name = subject if isinstance(subject, str) else getattr(subject, "event_type", "")
