@@ -48,6 +48,5 @@ if LIFE is not None:
     asyncio.run(main())
 elif __name__ == "__main__":
     for life in ("first", "second", "third"):
-        subprocess.run(
-            [sys.executable, __file__], env={**os.environ, "LIFE": life}, stderr=subprocess.DEVNULL, check=False
-        )  # noqa: S603
+        environment = {**os.environ, "LIFE": life}
+        subprocess.run([sys.executable, __file__], env=environment, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
