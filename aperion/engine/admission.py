@@ -267,8 +267,10 @@ class Admission:
             KeyHeldError: when whoever has the key waits for this dispatch.
         """
         turn: asyncio.Future[None] = self._engine.loop.create_future()
-        if self._queue.wait_turn(flight, turn):
-            return
+        if not self._queue.wait_turn(flight, turn):
+            await self._until_turn(flight, turn)
+
+    async def _until_turn(self, flight: Flight, turn: asyncio.Future[None]) -> None:
         try:
             if flight.within is not None and self._engine.waiting.is_own(flight.within):
                 self._check_key(flight)

@@ -8,6 +8,7 @@ from aperion.engine.admission import Admission
 from aperion.errors import SerializationError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
 
     from aperion.engine.flight import Flight
@@ -31,11 +32,13 @@ class Keeper(Protocol):
 class KeptAdmission(Admission):
     """The door of a bus with a journal: what cannot be kept is not accepted, and what is kept is queued then."""
 
-    __slots__ = ("_keeping",)
+    # Mutable: the turns of dispatches that are kept and go on in a moment; None for one whose key is free.
+    __slots__ = ("_keeping", "_turns")
 
     def __init__(self, keeping: Keeper, *args: Any, **parts: Any) -> None:
         super().__init__(*args, **parts)
         self._keeping = keeping
+        self._turns: dict[Flight, asyncio.Future[None] | None] = {}
 
     def accept(self, event: Event[Any]) -> Flight:
         """Record an event and begin to keep it.
@@ -68,3 +71,25 @@ class KeptAdmission(Admission):
     def queue_now(self, flight: Flight) -> None:
         """Hand it on once the disk has its record too, where that is asked for."""
         super().queue(flight)
+
+    def reserve(self, flight: Flight) -> None:
+        """Put a dispatched event into the line for its key now, since others of its commit are queued in this moment."""
+        turn = self._engine.loop.create_future()
+        self._turns[flight] = None if self._queue.wait_turn(flight, turn) else turn
+
+    def give_back(self, flight: Flight) -> None:
+        """Leave that line."""
+        if flight in self._turns:
+            del self._turns[flight]
+            self._queue.give_up_turn(flight)
+
+    async def turn(self, flight: Flight) -> None:
+        """Wait until the key of a dispatched event is free; giving up drops the event.
+
+        Raises:
+            KeyHeldError: when whoever has the key waits for this dispatch.
+        """
+        if flight not in self._turns:  # it is not kept
+            await super().turn(flight)
+        elif (turn := self._turns.pop(flight)) is not None:
+            await self._until_turn(flight, turn)

@@ -128,8 +128,8 @@ class Keeping:
     def begin(self, host: Host, router: Router, ledger: Ledger, settlement: Settlement, facts: Facts) -> None:
         """Go on with what there is, now that events are accepted."""
         self._facts, self._settlement = facts, settlement
-        options, queue = self._journal.options, self._door.queue_now
-        self._takeup = TakeUp(host, router, ledger, settlement, queue, self._kept, options.max_starts)
+        most = self._journal.options.max_starts
+        self._takeup = TakeUp(host, router, ledger, settlement, self._door, self._kept, most)
         if self._letters is not None:
             self._letters.attach(self._letter)
         for volume in self._volumes:
@@ -231,6 +231,7 @@ class Keeping:
         try:
             await future
         except BaseException:
+            self._door.give_back(flight)
             if not flight.settled and flight not in self._committing:  # else the commit does that
                 self._settlement.drop(flight, "cancelled", queued=False)
             raise
@@ -285,6 +286,8 @@ class Keeping:
                 return
         elif not flight.begun:
             self._door.queue_now(flight)
+        elif flight.event.key is not None:
+            self._door.reserve(flight)
         if future is not None:
             future.set_result(None)
 

@@ -14,9 +14,8 @@ from aperion.outcomes import FailureReason
 from aperion.subscriptions import Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from aperion.engine.flight import Flight, Host
+    from aperion.engine.entry import KeptAdmission
+    from aperion.engine.flight import Host
     from aperion.engine.kept import Volume
     from aperion.engine.ledger import Ledger
     from aperion.engine.settlement import Settlement
@@ -33,11 +32,11 @@ class TakeUp:
 
     # Mutable: the counts, and what is in flight, which it shares with what keeps.
     __slots__ = (
+        "_door",
         "_host",
         "_kept",
         "_ledger",
         "_max_starts",
-        "_queue",
         "_router",
         "_settlement",
         "bad",
@@ -51,7 +50,7 @@ class TakeUp:
         router: Router,
         ledger: Ledger,
         settlement: Settlement,
-        queue: Callable[[Flight], None],
+        door: KeptAdmission,
         kept: dict[str, Kept],
         max_starts: int,
     ) -> None:
@@ -59,7 +58,7 @@ class TakeUp:
         self._router = router
         self._ledger = ledger
         self._settlement = settlement
-        self._queue = queue
+        self._door = door
         self._kept = kept
         self._max_starts = max_starts
         self.orphans = self.bad = self.taken_up = 0
@@ -170,7 +169,7 @@ class TakeUp:
         volume.taken += 1
         self._ledger.accepted += 1
         self._ledger.pending += 1
-        self._queue(flight)
+        self._door.queue_now(flight)
         return kept
 
     def _unreadable(self, volume: Volume, row: Row, error: Exception) -> None:
@@ -192,8 +191,9 @@ class TakeUp:
             if flight.settled:
                 continue
             if not flight.begun:
-                self._queue(flight)
+                self._door.queue_now(flight)
             elif future is not None and not future.done():
+                self._door.reserve(flight)
                 future.set_result(None)
 
     def leave_parked(self, volume: Volume) -> None:

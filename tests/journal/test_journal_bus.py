@@ -197,6 +197,39 @@ async def test_events_of_a_key_keep_their_order_whether_they_are_kept_or_not(tmp
     assert seen == list(range(60))
 
 
+async def test_a_dispatch_keeps_its_place_in_the_line_of_its_key(tmp_path: Path) -> None:
+    bus, seen = bus_of(tmp_path), []
+
+    @bus.on("order.*", name="ship")
+    async def ship(event: aperion.Event) -> None:
+        seen.append(event.payload["n"])
+        await anyio.sleep(0)
+
+    async with bus, anyio.create_task_group() as group:
+        for n in range(0, 30, 3):
+            bus.emit_nowait("order.placed", {"n": n}, key="k")
+            group.start_soon(lambda n=n: bus.dispatch("order.placed", {"n": n + 1}, key="k"))
+            await anyio.lowlevel.checkpoint()
+            bus.emit_nowait("order.placed", {"n": n + 2}, key="k")
+
+    assert seen == list(range(30))
+
+
+async def test_a_dispatch_that_is_cancelled_gives_back_its_place_in_the_line(tmp_path: Path) -> None:
+    bus, seen = bus_of(tmp_path), []
+    bus.subscribe(lambda event: seen.append(event.payload["n"]), "order.*", name="ship")
+
+    async with bus:
+        for delay in (0, 0.0001, 0.001, 0.002, 0.005):
+            with anyio.move_on_after(delay):
+                await bus.dispatch("order.placed", {"n": "cancelled"}, key="k")
+        await bus.emit("order.placed", {"n": 1}, key="k")
+        with anyio.fail_after(5):
+            await bus.wait_settled()
+
+    assert seen[-1] == 1
+
+
 async def test_an_emit_that_is_cancelled_while_it_waits_leaves_nothing(tmp_path: Path) -> None:
     bus, seen = bus_of(tmp_path), []
     bus.subscribe(lambda event: seen.append(event), "order.*", name="ship")
