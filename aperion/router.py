@@ -48,6 +48,7 @@ class SubscriptionOptions(TypedDict, total=False):
     ``metadata``: kept on the subscription, not interpreted.
     ``isolation``: ``"thread"`` (default) or ``"process"``: where a sync handler runs.
     ``durable``: whether the journal of the bus, if it has one, keeps deliveries for the next process; True by default.
+    ``aliases``: names that it had before; what a journal has kept for them is delivered here.
     """
 
     name: str
@@ -57,6 +58,7 @@ class SubscriptionOptions(TypedDict, total=False):
     metadata: Mapping[str, Any]
     isolation: Literal["thread", "process"]
     durable: bool
+    aliases: Iterable[str]
 
 
 class Router:
@@ -205,6 +207,11 @@ class Router:
         with self._lock:
             return list(dict.fromkeys(chain(*self._by_name.get(name, {}).values())))
 
+    def once_named(self, name: str) -> list[Subscription]:
+        """Return the subscriptions of a name, or else those that had it before."""
+        with self._lock:
+            return self.named(name) or [each for each in self._subscriptions if name in each.aliases]
+
     def _found(self, event_type: str) -> tuple[Subscription, ...]:
         with self._lock:
             matching = self._index.find(event_type)
@@ -337,6 +344,7 @@ def _make(  # noqa: PLR0913 - one argument for each option
     metadata: Mapping[str, Any] | None = None,
     isolation: str = "thread",
     durable: bool = True,
+    aliases: Iterable[str] = (),
 ) -> Subscription:
     kind = _kind(handler, isolation)
     if timeout is not None:
@@ -366,7 +374,15 @@ def _make(  # noqa: PLR0913 - one argument for each option
         where=where,
         metadata=metadata,
         durable=durable,
+        aliases=_names("aliases", aliases),
     )
+
+
+def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:
+    found = () if isinstance(names, str) else tuple(names)
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in found):
+        raise ConfigurationError(f"{option}={shown(names)} makes no sense; pass a list of names")
+    return found
 
 
 def handler_name(handler: object) -> str:

@@ -108,6 +108,7 @@ class Subscription:
             "_paused",
             "_removed",
             "_twins",
+            "aliases",
             "direct",
             "durable",
             "handler",
@@ -132,6 +133,7 @@ class Subscription:
         origin: Subscription | None = None,
         is_named: bool = False,
         durable: bool = True,
+        aliases: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.is_named = is_named  # by the user, and not for its function
@@ -144,6 +146,7 @@ class Subscription:
         self.where = where
         self.metadata = dict(metadata or {})
         self.durable = durable  # whether the journal keeps its deliveries
+        self.aliases = aliases  # names that it had, whose deliveries in a journal are its own
         self.origin = origin
         self.open = True
         self.run: Any = None  # what the bus puts around the handler; None calls it as it is
@@ -211,6 +214,7 @@ class Subscription:
             where=self.where,
             metadata=self.metadata,
             durable=self.durable,
+            aliases=self.aliases,
             origin=self,
         )
         twin.set_paused(paused=self._paused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aperion._logs import logger as _log
 from aperion.engine.flight import flight_of
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aperion.engine.kept import Volume
     from aperion.engine.ledger import Ledger
     from aperion.engine.settlement import Settlement
+    from aperion.events import Event
     from aperion.journal.rows import Page, Row
     from aperion.router import Router
 
@@ -134,34 +135,13 @@ class TakeUp:
             return None
         flight = flight_of(self._host, event)
         kept = Kept(volume, row.seq, row.plan, flight)
-        later: dict[int, Later] = {}
-        starts: dict[int, int] = {}
-        kept.later, kept.starts, kept.stated = later, starts, True
-        plan: list[Subscription] = []
-        for place, name in enumerate(row.plan):
-            state = row.states.get(place, State(row.seq, place))
-            if state.over:
-                continue
-            subscription = self._named(name, event.event_type)
-            if subscription is None:
-                kept.left |= {place}
-            elif state.starts >= self._max_starts:
-                killed = KilledError(name, state.starts)
-                self._settlement.lost(event, name, FailureReason.KILLED, killed, state.starts)
-                volume.writer.later(state._replace(over=True))
-            else:
-                starts[place] = state.starts
-                if state.attempts:
-                    wait = max(0.0, min(state.wait, state.due - time.time()))
-                    later[len(plan)] = Later(subscription, state.attempts, wait)
-                    subscription = _closed(subscription)
-                plan.append(subscription)
+        plan = self._planned(volume, row, event, kept)
         self.orphans += len(kept.left)
         if not plan:
             if not kept.left:
                 volume.writer.later("settled", row.seq, 0, True)
             return None
-        kept.open = len(plan) - len(later)
+        kept.open = len(plan) - len(kept.later or ())
         flight.plan = tuple(plan)
         flight.started = time.monotonic()
         self._kept[event.event_id] = kept
@@ -171,6 +151,35 @@ class TakeUp:
         self._ledger.pending += 1
         self._door.queue_now(flight)
         return kept
+
+    def _planned(self, volume: Volume, row: Row, event: Event[Any], kept: Kept) -> list[Subscription]:
+        """Return to whom an event still goes, and take note of what is kept of that."""
+        plan: list[Subscription] = []
+        names = list(row.plan)
+        later: dict[int, Later] = {}
+        starts: dict[int, int] = {}
+        for place, name in enumerate(row.plan):
+            state = row.states.get(place, State(row.seq, place))
+            if state.over:
+                continue
+            subscription = self._named(name, event.event_type)
+            if subscription is None:
+                kept.left |= {place}
+            elif subscription.name in names[:place]:  # under a name that it had before too
+                volume.writer.later(state._replace(over=True))
+            elif state.starts >= self._max_starts:
+                killed = KilledError(name, state.starts)
+                self._settlement.lost(event, name, FailureReason.KILLED, killed, state.starts)
+                volume.writer.later(state._replace(over=True))
+            else:
+                names[place], starts[place] = subscription.name, state.starts
+                if state.attempts:
+                    wait = max(0.0, min(state.wait, state.due - time.time()))
+                    later[len(plan)] = Later(subscription, state.attempts, wait)
+                    subscription = _closed(subscription)
+                plan.append(subscription)
+        kept.names, kept.later, kept.starts, kept.stated = tuple(names), later, starts, True
+        return plan
 
     def _unreadable(self, volume: Volume, row: Row, error: Exception) -> None:
         from aperion.journal.codec import unread
@@ -206,7 +215,7 @@ class TakeUp:
                 future.set_exception(BusNotRunningError("the bus drained before the event had its turn"))
 
     def _named(self, name: str, event_type: str) -> Subscription | None:
-        return next((each for each in self._router.named(name) if each.wants(event_type)), None)
+        return next((each for each in self._router.once_named(name) if each.wants(event_type)), None)
 
 
 def _closed(subscription: Subscription) -> Subscription:

@@ -415,6 +415,28 @@ async def test_a_delivery_whose_subscription_is_gone_stays_and_is_made_when_it_i
     assert seen == ["bill", "ship"]
 
 
+async def test_a_subscription_takes_what_was_kept_for_a_name_that_it_had(tmp_path: Path) -> None:
+    rows = [kept(n, "order.placed", {"n": n}, ["old.name", "ship"]) for n in (1, 2)]
+    bus, seen = bus_of(tmp_path), []
+    bus.subscribe(lambda event: seen.append(("new", event.payload["n"])), "order.*", name="new", aliases=["old.name"])
+    bus.subscribe(lambda event: seen.append(("ship", event.payload["n"])), "order.*", name="ship", aliases=["new"])
+
+    async with left(tmp_path, *rows), bus:
+        await until(lambda: len(seen) == 4)
+        await bus.wait_settled()
+        assert bus.stats().journal["orphans"] == 0
+    async with bus:
+        assert bus.stats().journal["taken_up"] == 0
+
+    assert sorted(seen) == [("new", 1), ("new", 2), ("ship", 1), ("ship", 2)]
+
+
+@pytest.mark.parametrize("options", [{"aliases": "old"}, {"aliases": [""]}, {"durable": 1}])
+def test_an_option_of_a_subscription_that_makes_no_sense_is_refused(options: Any) -> None:
+    with pytest.raises(aperion.ConfigurationError, match=next(iter(options))):
+        aperion.EventBus().subscribe(_nothing, "order.*", **options)
+
+
 async def test_a_payload_that_its_model_refuses_by_now_becomes_a_dead_letter(tmp_path: Path) -> None:
     good = kept(1, "journal.shipped", {"number": 1}, ["ship"])
     bus = bus_of(tmp_path)
