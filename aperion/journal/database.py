@@ -250,7 +250,7 @@ class Database:
             if not row:
                 continue
             places = len(orjson.loads(row[0][0]))
-            states = self._states(start.seq, start.seq)
+            states = _states(self.connection, start.seq, start.seq)
             for place in range(places):
                 state = states.get((start.seq, place), State(start.seq, place))
                 bit = 1 << place
@@ -260,28 +260,23 @@ class Database:
                     state = state._replace(starts=state.starts + 1)
                 else:
                     continue
-                self._many("REPLACE INTO deliveries VALUES", [(*state, state.check)])
+                self.put_state(state)
+
+    def put_state(self, state: State) -> None:
+        """Write down where a delivery stands."""
+        self._many("REPLACE INTO deliveries VALUES", [(*state, state.check)])
+
+    def remove(self, seq: int) -> None:
+        """Remove an event, and where its deliveries stand."""
+        self._each("DELETE FROM events WHERE seq IN", [seq])
+        self._each("DELETE FROM deliveries WHERE seq IN", [seq])
 
     def page(self, after: int, before: int, limit: int) -> Page:
         """Return the next events between two numbers, in order; what cannot be read is set aside."""
-        found = self._rows(
-            "SELECT seq, plan, body, crc FROM events WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?",
-            (after, before, limit),
-        )
-        if not found:
-            return Page([], 0, after, more=False)
-        states = self._states(found[0][0], found[-1][0])
-        rows, bad = [], []
-        for seq, plan, body, crc in found:
-            if not isinstance(plan, str) or not isinstance(body, bytes) or crc != check_of(seq, plan, body):
-                bad.append((seq, body))
-                continue
-            names = tuple(orjson.loads(plan))
-            of_row = {place: state for place in range(len(names)) if (state := states.get((seq, place))) is not None}
-            rows.append(Row(seq, names, body, of_row))
+        page, bad = read_page(self.connection, after, before, limit)
         if bad:
             self._set_aside(bad)
-        return Page(rows, len(bad), found[-1][0], more=len(found) == limit)
+        return page
 
     def row(self, seq: int) -> Row | None:
         """Return one event."""
@@ -292,12 +287,6 @@ class Database:
         """Return the dead letters, oldest first; what cannot be read is left where it is."""
         rows = self._rows("SELECT letter_id, body, crc FROM letters ORDER BY n")
         return [(name, body) for name, body, crc in rows if isinstance(body, bytes) and crc == crc32(body)]
-
-    def _states(self, first: int, last: int) -> dict[tuple[int, int], State]:
-        rows = self._rows("SELECT * FROM deliveries WHERE seq BETWEEN ? AND ?", (first, last))
-        states = (State(seq, place, bool(over), *rest) for seq, place, over, *rest, _ in rows)
-        checked = zip(states, (row[-1] for row in rows), strict=True)
-        return {(state.seq, state.place): state for state, crc in checked if state.check == crc}
 
     def _set_aside(self, bad: list[tuple[int, Any]]) -> None:
         with self.transaction():
@@ -336,6 +325,35 @@ class Database:
         for part in _parts(list(values)):
             found += self.connection.execute(f"{statement} ({','.join('?' * len(part))})", part).fetchall()
         return found
+
+
+def read_page(
+    connection: sqlite3.Connection, after: int, before: int, limit: int
+) -> tuple[Page, list[tuple[int, Any]]]:
+    """Return the next events between two numbers, in order, and those that do not fit their check."""
+    found = connection.execute(
+        "SELECT seq, plan, body, crc FROM events WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (after, before, limit)
+    ).fetchall()
+    if not found:
+        return Page([], 0, after, more=False), []
+    states = _states(connection, found[0][0], found[-1][0])
+    rows: list[Row] = []
+    bad: list[tuple[int, Any]] = []
+    for seq, plan, body, crc in found:
+        if not isinstance(plan, str) or not isinstance(body, bytes) or crc != check_of(seq, plan, body):
+            bad.append((seq, body))
+            continue
+        names = tuple(orjson.loads(plan))
+        of_row = {place: state for place in range(len(names)) if (state := states.get((seq, place))) is not None}
+        rows.append(Row(seq, names, body, of_row))
+    return Page(rows, len(bad), found[-1][0], more=len(found) == limit), bad
+
+
+def _states(connection: sqlite3.Connection, first: int, last: int) -> dict[tuple[int, int], State]:
+    rows = connection.execute("SELECT * FROM deliveries WHERE seq BETWEEN ? AND ?", (first, last)).fetchall()
+    states = (State(seq, place, bool(over), *rest) for seq, place, over, *rest, _ in rows)
+    checked = zip(states, (row[-1] for row in rows), strict=True)
+    return {(state.seq, state.place): state for state, crc in checked if state.check == crc}
 
 
 class _RepeatedError(Exception):

@@ -94,6 +94,15 @@ class Slots:
         slots = (self._take(number, create=False) for number in numbers)
         return [slot for slot in slots if slot is not None]
 
+    def take(self, number: int) -> Slot | None:
+        """Take one slot, if nobody has it."""
+        return self._take(number, create=True)
+
+    def owner(self, number: int) -> int | None:
+        """Return the process that has a slot, as it has written there."""
+        text = (self.folder / f"journal-{number}.lock").read_text(encoding="ascii", errors="replace").strip()
+        return int(text) if text.isdigit() else None
+
     def _take(self, number: int, *, create: bool) -> Slot | None:
         path = self.folder / f"journal-{number}.lock"
         flags = _LOCK_FLAGS if create else _LOCK_FLAGS & ~os.O_CREAT
