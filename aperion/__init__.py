@@ -164,4 +164,7 @@ __all__ = [
     "set_correlation_id",
 ]
 
-__getattr__ = loading(__name__, {"AuditLog": "aperion.audit.log", "SQLiteJournal": "aperion.journal.sqlite"})
+__getattr__ = loading(
+    __name__,
+    {"AuditLog": "aperion.audit.log", "SQLiteJournal": "aperion.journal.sqlite", "audit": "aperion.audit"},
+)
