@@ -222,7 +222,10 @@ class Admission:
         Raises:
             AuditUnavailable: when the disk has refused; the event is dropped.
         """
-        while (synced := self.held.get(flight)) is not None:  # first the journal may be waited for, and then the log
+        waited = None
+        # First the journal may be waited for, and then the log.
+        while (synced := self.held.get(flight)) is not None and synced is not waited:
+            waited = synced
             await synced
 
     async def synced_here(self, flight: Flight) -> None:

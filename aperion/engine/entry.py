@@ -72,6 +72,13 @@ class KeptAdmission(Admission):
         """Hand it on once the disk has its record too, where that is asked for."""
         super().queue(flight)
 
+    def give_up_held(self) -> list[Flight]:
+        """Drop what the disk has not got in time, and return it."""
+        given_up = super().give_up_held()
+        for flight in given_up:
+            self.held[flight].exception()  # seen: nobody may wait, as after emit_nowait
+        return given_up
+
     def reserve(self, flight: Flight) -> None:
         """Put a dispatched event into the line for its key now, since others of its commit are queued in this moment."""
         turn = self._engine.loop.create_future()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -60,7 +61,7 @@ class Keeping:
             "_passed_over",
             "_plans",
         ),
-        *("_facts", "_settlement", "_takeup", "_timer", "_volumes", "main"),
+        *("_adopting", "_facts", "_settlement", "_takeup", "_timer", "_volumes", "main"),
     )
 
     main: Volume
@@ -80,6 +81,7 @@ class Keeping:
         self._plans: dict[tuple[str, ...], str] = {}
         self._group: list[tuple[Insert | None, Flight]] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._adopting: asyncio.Task[None] | None = None
 
     # Life
 
@@ -137,10 +139,14 @@ class Keeping:
         self._timer = self._loop.call_later(_LOOK, self._look)
 
     def _look(self) -> None:
-        slots = self._folder.abandoned()
-        if slots:
-            self._loop.create_task(self._take_over(slots), name="aperion journal adopts")
         self._timer = self._loop.call_later(_LOOK, self._look)
+        if self._adopting is not None and not self._adopting.done():
+            return
+        slots: list[Slot] = []
+        with suppress(OSError):  # somebody removes the folder, or no descriptor is free: the next look tells more
+            slots = self._folder.abandoned()
+        if slots:
+            self._adopting = self._loop.create_task(self._take_over(slots), name="aperion journal adopts")
 
     async def _take_over(self, slots: Sequence[Slot]) -> None:
         before = len(self._volumes)
@@ -152,10 +158,20 @@ class Keeping:
         """Write what is left, and let go of all slots."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._adopting is not None:
+            await asyncio.wait([self._adopting])
         if self._letters is not None:
             self._letters.detach()
+        if self._committing and self.main.writer.failure is None:
+            await self._caught_up()
         for volume in self._volumes:
             await volume.writer.close()
+
+    async def _caught_up(self) -> None:
+        """Wait for what is being committed: what was refused meanwhile has to be taken out again."""
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self.main.writer.ask("row", (0,), answer.set_result)
+        await asyncio.wait([answer], timeout=1.0)
 
     # Acceptance
 

@@ -577,3 +577,45 @@ async def test_a_letter_that_was_removed_while_the_bus_stood_still_does_not_come
     async with bus:
         await anyio.sleep(0.1)
         assert len(bus.dead_letters) == 0
+
+
+async def test_a_journal_and_an_audit_log_on_the_disk_go_together(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    bus = aperion.EventBus(
+        audit=aperion.AuditLog(log, sync="disk"), journal=aperion.SQLiteJournal(tmp_path / "state"), redactor=None
+    )
+    seen: list[Any] = []
+    bus.subscribe(lambda event: seen.append(event.event_id), "order.*", name="ship")
+
+    async with bus:
+        receipts = [await bus.emit("order.placed", {"n": n}) for n in range(5)]
+        receipts.append(bus.emit_nowait("order.placed", {"n": 5}))
+        outcomes = await bus.dispatch("order.placed", {"n": 6})
+        again = await bus.emit("order.placed", {}, event_id=receipts[0].event_id)
+        await bus.wait_settled()
+
+    assert outcomes.ok
+    assert again.duplicate
+    assert seen[:5] == [receipt.event_id for receipt in receipts[:5]]
+    assert len(seen) == 7
+    text = log.read_text()
+    assert text.count('"kind":"accepted"') == 8
+    assert text.count('"kind":"dropped"') == 1
+
+
+async def test_what_is_in_flight_when_the_drain_gives_up_does_not_come_back_if_it_was_refused(tmp_path: Path) -> None:
+    bus, seen = bus_of(tmp_path, drain_timeout=0.0001), []
+    bus.subscribe(lambda event: seen.append(event.payload["n"]), "order.*", name="ship")
+
+    async with bus:
+        receipts = [bus.emit_nowait("order.placed", {"n": n}) for n in range(50)]
+    dropped = {n for n, receipt in enumerate(receipts) if receipt.dropped}
+    async with bus_of(tmp_path) as other:
+        other.subscribe(lambda event: seen.append(event.payload["n"]), "order.*", name="ship")
+    again = bus_of(tmp_path)
+    again.subscribe(lambda event: seen.append(event.payload["n"]), "order.*", name="ship")
+    async with again:
+        await until(lambda: not again.stats().journal["taking_up"])
+        await again.wait_settled()
+
+    assert sorted(seen) == [n for n in range(50) if n not in dropped]
