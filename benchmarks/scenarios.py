@@ -217,13 +217,15 @@ _ALL = (
     ),
     Scenario(
         name="audit_files",
-        title="what is done with the files of a log, beside nothing but SHA-256 over their lines",
+        title="what is done with the files of a log, beside nothing but SHA-256, or orjson.loads, of their lines",
         measure=archive.tending,
         columns=(
             Column("ratio", "verify × SHA-256", times),
             Column("verified", "verify", speed_of),
             Column("sha256", "SHA-256", speed_of),
+            Column("read_ratio", "read × orjson", times),
             Column("read", "read", speed_of),
+            Column("parsed", "orjson", speed_of),
             Column("indexed", "index", speed_of),
             Column("gzip", "gzip, index", speed_of),
             Column("zstd", "zstd, index", speed_of),

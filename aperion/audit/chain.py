@@ -23,7 +23,9 @@ GENESIS: Final = "0" * 64
 
 TAIL_LENGTH: Final = len(',"hash":""}\n') + 64
 _HEAD: Final = b'{"v":%d,"seq":' % VERSION
-_SEALED: Final = re.compile(rb'\{"v":(\d+),"seq":(\d+),(.*),"hash":"([0-9a-f]{64})"\}\n?', re.DOTALL)
+_BEGIN: Final = b'{"v":'
+_HEXADECIMAL: Final = b"0123456789abcdef"
+_SEALED: Final = re.compile(rb'\{"v":(\d{1,18}),"seq":(\d{1,18}),(.*),"hash":"([0-9a-f]{64})"\}\n?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,16 @@ def filling(bodies: Iterable[bytes], after: Link, room: int) -> int:
         if room <= 0:
             break
     return count
+
+
+def is_sealed(line: bytes) -> bool:
+    """Tell whether a line without its newline begins and ends as a record does; what stands between is not looked at."""
+    return (
+        line.startswith(_BEGIN)
+        and line[-75:-66] == b',"hash":"'
+        and not line[-66:-2].translate(None, _HEXADECIMAL)
+        and line[-2:] == b'"}'
+    )
 
 
 def opened(line: bytes) -> Sealed | None:

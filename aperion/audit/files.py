@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -34,6 +35,18 @@ class LogFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd, self.identity = _opened(path)
+
+    def lock(self) -> None:
+        """Keep everybody else from writing it, under whatever name: a hard link is one more.
+
+        Raises:
+            AuditUnavailable: when somebody else writes it.
+            OSError: when the system refuses.
+        """
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AuditUnavailable(self.path, "another log writes this file, under another name") from None
 
     def write(self, content: bytes | memoryview) -> int:
         """Append, and return how many bytes were written, which may be fewer.

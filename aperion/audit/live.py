@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -18,7 +17,7 @@ from aperion.audit.segments import sealed_path, sealed_segments
 from aperion.errors import AuditUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -86,6 +85,25 @@ class Live:
             if self._reason is None:
                 raise
             self._append(bodies)  # in the next file; if that fails as well, it is not a matter of one file
+
+    def append_about(self, make: Callable[[Link], bytes]) -> bytes:
+        """Append a record that tells of the one before it, which in another file is another one; return it.
+
+        Raises:
+            OSError: when the system refuses.
+        """
+        if self._reason is not None or self._head():
+            self.append([])
+        body = make(self.link)
+        try:
+            self._append([body])
+        except OSError:
+            if self._reason is None:
+                raise
+            self.append([])  # what begins the next file
+            body = make(self.link)
+            self._append([body])
+        return body
 
     def _append(self, bodies: Sequence[bytes]) -> None:
         if self._reason is not None:
@@ -193,7 +211,12 @@ class Live:
 
     def _open_next(self) -> None:
         file, before = LogFile(self.path), self.file
-        file.protect()
+        try:
+            file.lock()
+            file.protect()
+        except BaseException:
+            file.close()
+            raise
         self.file, self.size = file, file.size
         before.close()
         if self._is_begun:  # and moved by somebody else
@@ -374,11 +397,13 @@ def _ends(segment: Segment) -> tuple[bytes, bytes]:
             head = file.readline(4096)
             file.seek(max(os.fstat(file.fileno()).st_size - _LOOK_BACK, 0))
             return head, file.read()
-    from aperion.audit.compression import open_lines
+    from aperion.audit.compression import beginning, ending
 
-    with open_lines(segment.path, segment.compression) as lines:
-        head = lines.readline(4096)
-        return head, b"".join(deque(lines, maxlen=2))
+    with segment.path.open("rb") as file:
+        fd = file.fileno()
+        return beginning(fd, segment.compression, 4096).partition(b"\n")[0], ending(
+            segment.path, fd, segment.compression
+        )
 
 
 def _reason(error: OSError) -> str:

@@ -80,9 +80,9 @@ class AuditLog(Reader):
     ) -> None:
         if not isinstance(buffer_bytes, int) or buffer_bytes < _SMALLEST:
             raise ConfigurationError(f"buffer_bytes={buffer_bytes!r} is too small; pass {_SMALLEST:,} or more")
-        self.path = Path(path)
-        if not self.path.name:
+        if not Path(path).name:
             raise ConfigurationError(f"{os.fspath(path)!r} is no path of a file; pass one such as 'events.jsonl'")
+        self.path = Path(path).absolute()  # the process may change its folder
         self.sync: Sync = _choice(Sync, "sync", sync)
         self._on_failure: OnFailure = _choice(OnFailure, "on_failure", on_failure)
         self._subjects = subjects

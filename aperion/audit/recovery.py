@@ -125,7 +125,7 @@ def _bodies(place: Place, live: Live) -> Iterator[bytes]:
         yield from _newer(_until(file, live.size), place.link.seq)
     for segment in reversed(sealed_segments(live.path)):
         with open_lines(segment.path, segment.compression) as lines:
-            begin = opened(lines.readline())
+            begin = opened(next(lines, b""))
             yield from _newer(lines, place.link.seq)
         if begin is not None and begin.link.seq <= place.link.seq:
             return

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 HEADER: Final = 4096
 _MAGIC: Final = int.from_bytes(b"AperRing", sys.byteorder)
-_VERSION: Final = 3
+_VERSION: Final = 4
 _WORDS: Final = struct.Struct("=64Q")
 _SLOT: Final = struct.Struct("=6Q32s")
 """tail and the checksum there; device, inode and size of the file; number and hash of the last record."""
+_SLOT_SUM: Final = struct.Struct("=I")
+"""Of a slot, behind it: where the log ended is believed to the bit, or not at all."""
 _POSITION: Final = 48
 """Bits of the word ``head`` that are the position; above it are those of the checksum that fit."""
 _ALL_BITS: Final = (1 << 64) - 1
@@ -81,6 +83,9 @@ class Leftover:
     content: bytes
     garbled: bytes
     missed: Missed | None
+
+
+_SUM_OF_ZEROS: Final = crc32(bytes(_SLOT.size - 16))
 
 
 def lock(path: Path, log: Path) -> int:
@@ -136,8 +141,10 @@ def leftover(fd: int, path: Path, log: Path) -> Leftover | None:
     head, checksum = _parted(words[_AT_HEAD])
     capacity = words[_AT_CAPACITY]
     at = 8 * _AT_SLOTS[words[_AT_SELECTED] % 2]
-    tail, before, device, inode, length, seq, digest = _SLOT.unpack(os.pread(fd, _SLOT.size, at))
-    if size != HEADER + capacity or not 0 <= head - tail <= capacity:
+    slot = os.pread(fd, _SLOT.size + _SLOT_SUM.size, at)
+    tail, before, device, inode, length, seq, digest = _SLOT.unpack_from(slot)
+    is_whole = _sum_of(slot[: _SLOT.size]) == _SLOT_SUM.unpack_from(slot, _SLOT.size)[0]
+    if size != HEADER + capacity or not is_whole or not 0 <= head - tail <= capacity:
         raise AuditUnavailable(log, f"the ring {path} is damaged; move it away, what it holds can be read as text")
     count, since, until = words[_AT_MISSED : _AT_MISSED_TO + 1]
     missed = Missed(count, since, until) if count else None
@@ -153,6 +160,14 @@ def _word(position: int, checksum: int) -> int:
 
 def _parted(word: int) -> tuple[int, int]:
     return word & (1 << _POSITION) - 1, word >> _POSITION
+
+
+def _sum_of(slot: bytes) -> int:
+    """Return the checksum of a slot: zero for one of zeros, as a ring has it that is a mere lock.
+
+    Which file it is about is not in it: that is compared with the file there is.
+    """
+    return crc32(slot[32:], crc32(slot[:16])) ^ _SUM_OF_ZEROS
 
 
 def _header(fd: int) -> tuple[int, ...]:
@@ -304,6 +319,8 @@ class Ring:
         _SLOT.pack_into(
             mapped, 8 * _AT_SLOTS[other], tail, self._sum_taken, *place.file, place.size, place.link.seq, digest
         )
+        end = 8 * _AT_SLOTS[other] + _SLOT.size
+        _SLOT_SUM.pack_into(mapped, end, _sum_of(mapped[end - _SLOT.size : end]))
         words[_AT_SELECTED] = other
 
     def moved(self) -> bool:

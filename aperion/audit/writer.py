@@ -339,16 +339,17 @@ class Writer:
 
     def _checkpoint(self) -> None:
         live = self._live
-        body = checkpoint_body(
-            log=live.log,
-            segment=live.number,
-            last=live.link,
-            before=self._checkpoint_seq,
-            every=self._checkpoints.every,
-            key=self._key,
-            time_ns=time.time_ns(),
+        body = live.append_about(
+            lambda last: checkpoint_body(
+                log=live.log,
+                segment=live.number,
+                last=last,
+                before=self._checkpoint_seq,
+                every=self._checkpoints.every,
+                key=self._key,
+                time_ns=time.time_ns(),
+            )
         )
-        live.append([body])
         self._ring.commit(0, live.place)
         self._checkpoint_seq = live.link.seq
         self._checkpoint_at = time.monotonic() + self._checkpoints.seconds
@@ -358,8 +359,9 @@ class Writer:
             self._housekeeper.later(lambda: copy_checkpoint(body, copy_to))
 
     def _change_key(self, key: SigningKey) -> None:
-        if self._key is not None:
-            self._live.append([rotation_body(self._key, key, self._live.log, self._live.link, time.time_ns())])
+        old, live = self._key, self._live
+        if old is not None:
+            live.append_about(lambda last: rotation_body(old, key, live.log, last, time.time_ns()))
             self._ring.commit(0, self._live.place)
         self._key, self._new_key = key, None
 
