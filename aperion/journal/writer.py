@@ -379,7 +379,10 @@ class Writer:
 
     def poison(self) -> None:
         """Refuse everything: the thread is not here, and the files belong to the parent."""
+        if self._is_forked:
+            return
         self._is_forked = True
+        self._slot.release()  # the lock stays with the parent, and ends with it, although this process lives on
         self.failure = "this process was forked from the one that has the journal; start a bus of its own here"
         if self._database is not None:
             # Never to be closed here: SQLite would remove the log of the parent.

@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 import aperion
+from aperion.journal.slots import Slots
 
 pytestmark = pytest.mark.anyio
 
@@ -149,13 +150,46 @@ async def test_dead_letters_of_a_slot_that_was_taken_over_are_there_and_go_away_
         assert len(third.dead_letters) == 0
 
 
+def test_a_child_that_outlives_its_parent_does_not_keep_the_slot(tmp_path: Path) -> None:
+    code = """
+    import asyncio, os, signal, sys, time
+    import aperion
+
+    async def main():
+        async with aperion.EventBus(journal=aperion.SQLiteJournal(sys.argv[1])) as bus:
+            child = os.fork()
+            if not child:
+                time.sleep(60)
+                os._exit(0)
+            print(child, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    asyncio.run(main())
+    """
+    with (tmp_path / "out").open("w") as out:
+        command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(tmp_path / "state")]
+        done = subprocess.run(command, stdout=out, timeout=30, check=False)
+    child = int((tmp_path / "out").read_text())
+    try:
+        os.kill(child, 0)  # it lives
+
+        found = Slots(tmp_path / "state").abandoned()
+        numbers = [slot.number for slot in found]
+        for slot in found:
+            slot.release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+    assert done.returncode == -9
+    assert numbers == [0]
+
+
 def test_of_many_events_that_were_left_few_are_in_memory(tmp_path: Path) -> None:
     import asyncio
 
     from aperion.journal import codec
     from aperion.journal.database import Database
     from aperion.journal.rows import check_of
-    from aperion.journal.slots import Slots
 
     slot = Slots(tmp_path / "state").first_free()
     database = Database(slot.database, durable=False, window=1000, remembered=1000)

@@ -45,6 +45,7 @@ class OrderPlaced(aperion.Payload, type="typing.order_placed"):
 
 bus = aperion.EventBus(
     audit=aperion.AuditLog("events.jsonl"),
+    journal=aperion.SQLiteJournal("state/", level="process", max_starts=5, window=60),
     overflow_policy=aperion.OverflowPolicy.RAISE,
     naming=aperion.Naming(allowed_domains={"typing"}),
     metrics=aperion.InMemoryMetrics(),
@@ -104,7 +105,8 @@ async def main() -> None:
     async with bus:
         receipt = await bus.emit(UserLogin(username="alice"), key="alice", correlation_id="req-1")
         assert_type(receipt, aperion.Receipt)
-        await bus.emit("chat.sent", {"text": "hi"}, headers={"a": "b"})
+        await bus.emit("chat.sent", {"text": "hi"}, headers={"a": "b"}, durable=False)
+        assert_type(receipt.duplicate, bool)
         await bus.emit("typing.user_login", UserLogin(username="alice"))
         outcomes = await receipt.settled()
         assert_type(outcomes, aperion.Outcomes)
