@@ -108,8 +108,6 @@ class Keeping:
         summary = await writer.open()
         volume = Volume(writer, summary)
         self._volumes.append(volume)
-        if summary.letters and self._letters is not None:
-            writer.ask("letters", (), lambda rows: self._letters_read(volume, rows))
         if summary.events:
             _log.info(
                 "the journal has events of an earlier life, which are taken up now",
@@ -135,7 +133,7 @@ class Keeping:
         if self._letters is not None:
             self._letters.attach(self._letter)
         for volume in self._volumes:
-            self._takeup.go_on(volume)
+            self._join(volume)
         self._timer = self._loop.call_later(_LOOK, self._look)
 
     def _look(self) -> None:
@@ -152,7 +150,12 @@ class Keeping:
         before = len(self._volumes)
         await self._adopt(slots)
         for volume in self._volumes[before:]:
-            self._takeup.go_on(volume)
+            self._join(volume)
+
+    def _join(self, volume: Volume) -> None:
+        if self._letters is not None:
+            volume.writer.ask("letters", (), lambda rows: self._letters_read(volume, rows))
+        self._takeup.go_on(volume)
 
     async def close(self) -> None:
         """Write what is left, and let go of all slots."""
@@ -264,9 +267,8 @@ class Keeping:
             if error is not None and kept is not None:
                 self._refuse(flight, future, error)
             elif kept is not None and (kept.seq in duplicates or flight.event.event_id in self._kept):
-                kept.volume.writer.later(
-                    "settled", kept.seq, 0, False
-                )  # kept, where it is in flight for longer than the window
+                # It may have been kept: one that is in flight for longer than the window is no longer known there.
+                kept.volume.writer.later("settled", kept.seq, 0, False)
                 self._repeated(flight, future)
             elif flight.settled or (future is not None and future.done()):  # nobody waits for it any more
                 if kept is not None:

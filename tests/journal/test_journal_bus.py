@@ -619,3 +619,46 @@ async def test_what_is_in_flight_when_the_drain_gives_up_does_not_come_back_if_i
         await again.wait_settled()
 
     assert sorted(seen) == [n for n in range(50) if n not in dropped]
+
+
+async def test_a_letter_that_a_full_queue_lets_go_is_gone_from_the_file_too(tmp_path: Path) -> None:
+    def bus_of_few() -> aperion.EventBus:
+        bus = bus_of(tmp_path)
+        bus.dead_letters._store.max_size = 3
+
+        @bus.on("order.placed", name="ship")
+        async def fails(event: aperion.Event) -> None:
+            raise Trouble("boom")
+
+        return bus
+
+    bus = bus_of_few()
+    async with bus:
+        for n in range(5):
+            await bus.dispatch("order.placed", {"n": n})
+    again = bus_of(tmp_path)
+    async with again:
+        await until(lambda: len(again.dead_letters) == 3)
+
+        assert [letter.event.payload["n"] for letter in again.dead_letters] == [2, 3, 4]
+
+
+async def test_a_redrive_is_made_with_what_the_letter_of_an_earlier_life_holds(tmp_path: Path) -> None:
+    first, second, seen = bus_of(tmp_path), bus_of(tmp_path), []
+
+    @first.on("journal.shipped", name="ship")
+    async def fails(event: aperion.Event) -> None:
+        raise Trouble("boom")
+
+    second.subscribe(lambda event: seen.append(event), "journal.shipped", name="ship")
+    payload = JournalShipped(number=1, at=datetime(2026, 1, 1, tzinfo=UTC), parcel=Parcel(7))
+
+    async with first:
+        receipt = await first.emit(payload, key="k")
+        await receipt.settled()
+    async with second:
+        await until(lambda: len(second.dead_letters))
+        await second.redrive_all()
+
+    assert seen == [receipt.event]
+    assert type(seen[0].payload) is JournalShipped

@@ -67,6 +67,16 @@ def bus_of(folder: Path, seen: list[Any]) -> aperion.EventBus:
     return bus
 
 
+def failing(folder: Path) -> aperion.EventBus:
+    bus = aperion.EventBus(journal=aperion.SQLiteJournal(folder))
+
+    @bus.on("order.*", name="ship")
+    async def ship(event: aperion.Event) -> None:
+        raise RuntimeError
+
+    return bus
+
+
 async def test_two_buses_with_one_folder_have_a_slot_each(tmp_path: Path) -> None:
     seen: list[int] = []
     first, second = bus_of(tmp_path / "state", seen), bus_of(tmp_path / "state", seen)
@@ -129,15 +139,6 @@ async def test_a_slot_that_is_left_empty_is_not_looked_into_and_is_the_first_to_
 
 
 async def test_dead_letters_of_a_slot_that_was_taken_over_are_there_and_go_away_for_good(tmp_path: Path) -> None:
-    def failing(folder: Path) -> aperion.EventBus:
-        bus = aperion.EventBus(journal=aperion.SQLiteJournal(folder))
-
-        @bus.on("order.*", name="ship")
-        async def ship(event: aperion.Event) -> None:
-            raise RuntimeError
-
-        return bus
-
     seen: list[int] = []
     first, second = failing(tmp_path / "state"), failing(tmp_path / "state")
     async with first:
@@ -182,6 +183,28 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_slot(tmp_path: Path)
 
     assert done.returncode == -9
     assert numbers == [0]
+
+
+async def test_letters_of_two_slots_are_told_apart_when_a_bus_runs_again(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    first, second = failing(folder), failing(folder)
+    async with first, second:
+        await first.dispatch("order.placed", {"n": 1})
+        await second.dispatch("order.placed", {"n": 2})
+    third = failing(folder)
+    for _ in range(2):  # in its second run it knows the letters already
+        async with third:
+            await until(lambda: len(third.dead_letters) == 2)
+            await anyio.sleep(0.1)
+    one, other = third.dead_letters
+    third.dead_letters.remove(one.letter_id)  # while it stands still
+    async with third:
+        await anyio.sleep(0.2)
+        third.dead_letters.remove(other.letter_id)
+    async with failing(folder) as last:
+        await anyio.sleep(0.7)
+
+        assert len(last.dead_letters) == 0
 
 
 def test_of_many_events_that_were_left_few_are_in_memory(tmp_path: Path) -> None:
