@@ -13,7 +13,7 @@ from aperion._frozen import FrozenDict
 from aperion._plain import Whole, found_by_name
 from aperion._restored import restored
 from aperion.errors import SerializationError
-from aperion.events import Event, Payload, model_for, parsed, to_json, validated_by_name
+from aperion.events import Event, Payload, model_for, parsed, to_json, upcast, validated_by_name, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +40,8 @@ def written(event: Event[Any]) -> bytes:
         "key": event.key,
         "headers": event.headers,
     }
+    if is_model and (version := version_of(type(payload)).number) > 1:
+        fields["version"] = version
     flat: Mapping[str, Any] | None = None
     if is_model and not payload.__pydantic_extra__:
         flat = payload.__dict__
@@ -76,11 +78,12 @@ def read(body: bytes) -> Event[Any]:
     fields = parsed(body)
     event_type, was_model = fields["event_type"], fields.pop("model", False)
     types, key_types = fields.pop("types", {}), fields.pop("key_types", {})
-    payload = fields["payload"]
+    payload, version = fields["payload"], fields.pop("version", 1)
     if types or key_types:
         payload = restored(payload, types, key_types, event_type, find=_made)
     model = model_for(event_type)
     if model is not None and not isinstance(payload, BaseModel):
+        payload = upcast(model, payload, version, event_type)
         payload = validated_by_name(model, event_type, payload, strict=False if types or key_types else None)
     elif was_model and model is None:
         raise SerializationError(
@@ -95,7 +98,7 @@ def unread(body: bytes) -> Event[Any] | None:
     """Return what can be shown of an event that cannot be read any more: its payload as plain JSON."""
     try:
         fields = parsed(body)
-        for name in ("model", "types", "key_types"):
+        for name in ("model", "types", "key_types", "version"):
             fields.pop(name, None)
         return Event(**fields)
     except Exception:  # noqa: BLE001 - whatever stands there

@@ -189,6 +189,64 @@ def test_a_model_that_has_changed_is_an_error() -> None:
         codec.read(body.replace(b'"number"', b'"numbers"'))
 
 
+class JournalMoved(aperion.Payload, type="journal.moved", version=3):
+    city: str
+    moves: int
+    version: str = "a field of any name"
+
+
+@JournalMoved.upcaster(from_version=1)
+def _town_is_city(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"city": fields["town"]}
+
+
+@JournalMoved.upcaster(from_version=2)
+def _moves_are_counted(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**fields, "moves": 1}
+
+
+def test_a_payload_of_an_earlier_version_is_made_one_of_this_version() -> None:
+    now = aperion.Event("journal.moved", JournalMoved(city="Ulm", moves=2))
+    body = codec.written(now)
+    first = aperion.Event("journal.moved", {"town": "Ulm"})
+
+    assert codec.read(body) == now
+    assert codec.read(codec.written(first)).payload == JournalMoved(city="Ulm", moves=1)
+    second = codec.written(now.replace(payload={"city": "Ulm"})).replace(b'"hops"', b'"version":2,"hops"')
+    assert codec.read(second).payload == JournalMoved(city="Ulm", moves=1)
+    assert aperion.Event.from_jsonl(now.to_jsonl()) == now
+    assert aperion.Event.from_jsonl(first.to_jsonl()).payload == JournalMoved(city="Ulm", moves=1)
+
+
+def test_a_version_to_which_nothing_leads_is_an_error() -> None:
+    class JournalJumped(aperion.Payload, type="journal.jumped", version=2):
+        n: int
+
+    body = codec.written(aperion.Event("journal.jumped", {"n": 1}))
+    newer = codec.written(aperion.Event("journal.jumped", JournalJumped(n=1))).replace(b'"version":2', b'"version":9')
+
+    with pytest.raises(aperion.SerializationError, match=r"write @JournalJumped.upcaster\(from_version=1\)"):
+        codec.read(body)
+    with pytest.raises(aperion.SerializationError, match="is of version 9, and its model knows 2"):
+        codec.read(newer)
+    JournalJumped.upcaster(from_version=1)(lambda fields: fields["missing"])
+    with pytest.raises(aperion.SerializationError, match="from version 1 raised KeyError"):
+        codec.read(body)
+
+
+@pytest.mark.parametrize("number", [0, 3, 7, 1])
+def test_an_upcaster_that_leads_nowhere_is_refused(number: int) -> None:
+    with pytest.raises(aperion.ConfigurationError, match=f"from_version={number} makes no sense"):
+        JournalMoved.upcaster(from_version=number)(lambda fields: fields)
+
+
+def test_a_version_that_is_none_is_refused() -> None:
+    with pytest.raises(aperion.ConfigurationError, match="version=0"):
+
+        class JournalZero(aperion.Payload, type="journal.zero", version=0):
+            n: int
+
+
 def test_a_model_that_nobody_has_imported_is_an_error() -> None:
     body = codec.written(aperion.Event("journal.plain", JournalPlain(text="a", number=1)))
 

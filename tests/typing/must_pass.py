@@ -43,6 +43,15 @@ class OrderPlaced(aperion.Payload, type="typing.order_placed"):
     order_id: int
 
 
+class Versioned(aperion.Payload, type="typing.versioned", version=2):
+    number: int
+
+
+@Versioned.upcaster(from_version=1)
+def older(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"number": fields["count"]}
+
+
 bus = aperion.EventBus(
     audit=aperion.AuditLog("events.jsonl"),
     journal=aperion.SQLiteJournal("state/", level="process", max_starts=5, window=60),
