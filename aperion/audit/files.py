@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from aperion.errors import AuditUnavailable
@@ -139,7 +140,13 @@ class LogFile:
             start += len(block)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and give up the lock: a child that was just forked may still hold the file open."""
+        with suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
+
+    def abandon(self) -> None:
+        """Close it in a forked child; the lock is that of the parent."""
         os.close(self._fd)
 
 

@@ -302,8 +302,8 @@ class AuditLog(Reader):
         """Let go, in a forked child: the log belongs to the parent, and its lock must not outlive it."""
         self._buffer.abandon()
         if self._parts is not None:
-            self._parts.ring.close_files()
-            self._parts.live.file.close()
+            self._parts.ring.abandon()
+            self._parts.live.file.abandon()
 
 
 def _choice(kind: Any, name: str, value: object) -> Any:

@@ -115,8 +115,8 @@ class Files:
                 continue  # it was removed
             live = open_live(self._log)
             self._known.extend(number for number in sealed_numbers(self._log) if number > self.after)
-            if not self._known:
-                return live
+            if not self._known and (live is not None or not self._log.exists()):
+                return live  # otherwise it was between two files, of which the full one is gone again
             if live is not None:
                 live[1].close()
 
@@ -139,8 +139,10 @@ def oldest_first(log: Path) -> Iterator[tuple[Segment, BinaryIO]]:
 def newest_first(log: Path) -> Iterator[tuple[Segment, BinaryIO]]:
     """Do the same from the end."""
     live = open_live(log)
-    begin = begin_of(live[0], live[1].fileno()) if live is not None else None
     numbers = set(sealed_numbers(log))  # later than the live one is opened, so that none is between them
+    while live is None and log.exists():  # it was between two files
+        live, numbers = open_live(log), set(sealed_numbers(log))
+    begin = begin_of(live[0], live[1].fileno()) if live is not None else None
     if live is not None:
         yield live
     if begin is not None and begin.number > 1:

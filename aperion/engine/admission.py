@@ -178,6 +178,8 @@ class Admission:
         self._ledger.wait(place)
         try:
             await place
+            if self._recorder is not None and self._recorder.is_crowded:  # by those who were let in meanwhile
+                await self._recorder.room()
         except BaseException:
             self._ledger.give_up(place)
             raise

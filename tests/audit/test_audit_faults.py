@@ -404,7 +404,7 @@ async def test_to_reopen_a_log_that_nobody_moved_changes_nothing(path: Path, dis
 
 CHILD = """
 import logging, os, resource, sys
-import anyio, structlog, aperion
+import anyio, structlog, aperion, aperion.audit
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 

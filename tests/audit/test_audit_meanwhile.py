@@ -190,6 +190,25 @@ def test_a_file_that_becomes_full_between_listing_and_opening_is_read(
     assert not path.exists()
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_log_that_was_between_two_files_of_which_the_full_one_went_at_once_is_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, newest_first: bool
+) -> None:
+    """As where no full file is kept: neither was there when it was looked for."""
+    write(path, [[body(number) for number in range(10)]])
+    real = os.open
+
+    def opening(name: Any, *arguments: Any, **named: Any) -> int:
+        if Path(os.fsdecode(name)) == path:
+            monkeypatch.setattr(os, "open", real)
+            raise FileNotFoundError(errno.ENOENT, "between two files")
+        return real(name, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", opening)
+
+    assert len(seqs(Reading(path, Query(newest_first=newest_first)))) == 11
+
+
 class _Listed(list[Any]):
     def __enter__(self) -> _Listed:
         return self

@@ -643,6 +643,29 @@ async def test_a_log_may_be_moved_by_others_while_it_rotates_itself(path: Path) 
     assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
 
 
+async def test_a_log_that_is_moved_at_the_moment_of_its_rotation_goes_on_without_a_failure(path: Path) -> None:
+    """Between the look at the file and its renaming, where the system has no way to do both at once."""
+    moved: list[Path] = []
+    rename = Path.rename
+
+    def first_somebody_else(self: Path, target: Path) -> Path:
+        if self == path and not moved:
+            moved.append(path.with_name("taken"))
+            rename(self, moved[0])
+        return rename(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", first_somebody_else)
+        async with open_log(path, rotation=Rotation(max_bytes=2_000)) as log:
+            for number in range(30):
+                log.accepted(placed(str(number)))
+                await anyio.sleep(0.002)
+            assert log.stats().failures == 0
+
+    lines = sorted([*map(json.loads, lines_of(moved[0])), *records(path)], key=lambda line: line["seq"])
+    assert [line["payload"]["order"] for line in lines if line["kind"] == "accepted"] == list(map(str, range(30)))
+
+
 SERVICE = """
 import sys
 import anyio, aperion
