@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -245,3 +246,72 @@ def test_of_many_events_that_were_left_few_are_in_memory(tmp_path: Path) -> None
 
     assert 0 < most <= 512  # the others stay in the file until it is their turn
     assert len(seen) == 20_000
+
+
+SERVICE = """
+import asyncio, os
+import aperion
+from aperion.integrations.fastapi import lifespan
+from fastapi import FastAPI
+
+bus = aperion.EventBus(journal=aperion.SQLiteJournal("state/"))
+
+@bus.on("order.*", name="ship")
+async def ship(event):
+    await asyncio.sleep(0.1)
+    log = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log, f"{event.payload['n']}\\n".encode())
+    os.close(log)
+
+app = FastAPI(lifespan=lifespan(bus))
+
+@app.post("/orders/{n}")
+async def place(n: int) -> int:
+    await bus.emit("order.placed", {"n": n})
+    return os.getpid()
+"""
+
+
+@pytest.mark.slow
+async def test_a_worker_of_uvicorn_that_is_killed_leaves_nothing_undone(tmp_path: Path) -> None:
+    httpx = pytest.importorskip("httpx")
+    pytest.importorskip("uvicorn")
+    (tmp_path / "service.py").write_text(SERVICE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "service:app", "--workers", "4", "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(aperion.__file__).parent.parent)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as server:
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+                with anyio.fail_after(30):
+                    while not await _is_up(client):
+                        await anyio.sleep(0.1)
+                accepted = 0
+                for n in range(200):
+                    pid = (await client.post(f"/orders/{n}", headers={"Connection": "close"})).json()
+                    accepted += 1
+                    if n == 100:
+                        os.kill(pid, signal.SIGKILL)
+                        await anyio.sleep(1.5)
+            log = tmp_path / "log"
+            with anyio.fail_after(10):
+                while len(log.read_text().splitlines()) < accepted:
+                    await anyio.sleep(0.05)
+            await anyio.sleep(1)
+            handled = sorted(map(int, log.read_text().splitlines()))
+        finally:
+            server.terminate()
+
+    assert handled == list(range(200))
+
+
+async def _is_up(client: Any) -> bool:
+    import httpx
+
+    try:
+        await client.get("/openapi.json")
+    except httpx.TransportError:
+        return False
+    return True
