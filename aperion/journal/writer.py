@@ -223,13 +223,11 @@ class Writer:
             return self._pause
         if self._lazy or self._owed:
             return _LINGER
-        if self._tended:  # there may be something to bring into the file
-            return _TEND
         self._asleep = True
         if self._lazy:  # it came just now
             self._asleep = False
             return _LINGER
-        return None
+        return _TEND if self._tended else None  # the former while there may be something to bring into the file
 
     def _take(self, item: tuple[Any, ...]) -> None:
         if len(item) == 3:
