@@ -103,14 +103,17 @@ async def test_a_commit_is_told_of_once_for_all_that_came_together(tmp_path: Pat
         assert writer.commits == told.calls
 
 
-async def test_what_nobody_waits_for_is_written_soon_although_nothing_else_comes(tmp_path: Path) -> None:
+async def test_what_nobody_waits_for_is_written_soon_although_nothing_else_comes(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("aperion.journal.writer._TEND", 60.0)
     async with opened(tmp_path / "state") as (writer, told, _):
         writer.insert([(insert(1), 1)])
         await told.until(1)
         await anyio.sleep(0.1)  # the writer waits for more, and not for ever
         before = writer.commits
         writer.later("settled", 1, 0, False)
-        with anyio.fail_after(0.7):
+        with anyio.fail_after(10):
             while writer.commits == before:
                 await anyio.sleep(0.005)
 
