@@ -424,7 +424,8 @@ def test_a_forked_child_is_refused_and_leaves_the_files_alone(tmp_path: Path) ->
             await told.until(1)
             writers.append(writer)
             ready.set()
-            await asyncio.to_thread(forked.wait)
+            while not forked.is_set():
+                await asyncio.sleep(0.01)
             writer.insert([(insert(3), 3)])
             await told.until(2)
             assert told.answers == {{1: None, 3: None}}
