@@ -341,7 +341,7 @@ class EventBus(Router):
         """Stop accepting, let what is in flight finish, cancel what has not after ``timeout`` seconds.
 
         Events that handlers emit meanwhile still belong to what is in flight. What did not finish is
-        named in the report and kept as dead letters; a handler that ignores its cancellation is left behind a
+        named in the report and kept as dead letters, or left in the journal for the next start; a handler that ignores its cancellation is left behind a
         second later. The bus accepts nothing afterwards; leaving its block ends it. There is one drain, however
         many ask for it, with the timeout of the first. Cancelling the wait does not cut the drain short.
 
