@@ -72,11 +72,13 @@ class MemoryStore:
             self._evict()
             return 1
 
-    def _evict(self) -> None:
+    def _evict(self) -> str:
+        """Let the oldest letter go, and return its id."""
         while times := self._gone.pop(oldest := self._order.popleft(), 0):
             if times > 1:
                 self._gone[oldest] = times - 1
         self._reasons[self._letters.pop(oldest).reason._value_] -= 1
+        return oldest
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """Return the letter with this id and keep it; None when there is none."""

@@ -155,6 +155,15 @@ class NotDeliveredError(AperionError):
     """The error of a delivery that the bus gave up: it drained, or its deadline passed."""
 
 
+class KilledError(AperionError):
+    """The error of a delivery whose handler has taken the process down too often; see ``SQLiteJournal(max_starts=)``."""
+
+    def __init__(self, subscription: str, starts: int) -> None:
+        super().__init__(f"the process died {starts} times while {subscription} ran; it is not started again")
+        self.subscription = subscription
+        self.starts = starts
+
+
 class EngineError(AperionError, RuntimeError):
     """The error of a delivery that a fault of the engine itself has ended; please report it."""
 
@@ -219,6 +228,28 @@ class AuditUnavailable(AuditError, OSError):  # noqa: N818 - reads as a state, t
             else "so the event was not accepted; free the disk or fix the file, then emit again"
         )
         super().__init__(f"the audit log {path} cannot be {what} ({reason}), {follows}")
+        self.path = path
+        self.reason = reason
+
+
+class JournalError(AperionError):
+    """The root of what can go wrong with the journal."""
+
+
+class JournalUnavailable(JournalError, OSError):  # noqa: N818 - reads as a state, the way operators name it
+    """Raised by ``emit`` when the journal cannot keep the event, which is not accepted then.
+
+    Also where a bus starts and its journal cannot be opened.
+    """
+
+    def __init__(self, path: object, reason: str, *, opening: bool = False) -> None:
+        what = "opened" if opening else "written"
+        follows = (
+            "so the bus did not start; fix that, or use another folder"
+            if opening
+            else "so the event was not accepted; free the disk or fix the file, then emit again"
+        )
+        super().__init__(f"the journal {path} cannot be {what} ({reason}), {follows}")
         self.path = path
         self.reason = reason
 

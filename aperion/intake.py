@@ -88,6 +88,7 @@ class Details(NamedTuple):
     headers: Mapping[str, str] | None = None
     event_id: str | None = None
     timestamp: float | None = None
+    durable: bool = True
 
 
 _NO_DETAILS = Details()
@@ -102,6 +103,7 @@ class EventDetails(TypedDict, total=False):
     ``headers``: text by text, for what travels along.
     ``event_id``: the id; a new one by default. For events that come from elsewhere.
     ``timestamp``: seconds since the epoch; now by default.
+    ``durable``: False keeps the event out of the journal of the bus, if it has one.
     """
 
     key: str | None
@@ -110,6 +112,7 @@ class EventDetails(TypedDict, total=False):
     headers: Mapping[str, str] | None
     event_id: str | None
     timestamp: float | None
+    durable: bool
 
 
 class Known(NamedTuple):

@@ -47,6 +47,8 @@ class SubscriptionOptions(TypedDict, total=False):
     ``where``: a filter; an event for which it returns something false is skipped.
     ``metadata``: kept on the subscription, not interpreted.
     ``isolation``: ``"thread"`` (default) or ``"process"``: where a sync handler runs.
+    ``durable``: whether the journal of the bus, if it has one, keeps deliveries for the next process; True by default.
+    ``aliases``: names that it had before; what a journal has kept for them is delivered here.
     """
 
     name: str
@@ -55,6 +57,8 @@ class SubscriptionOptions(TypedDict, total=False):
     where: Filter
     metadata: Mapping[str, Any]
     isolation: Literal["thread", "process"]
+    durable: bool
+    aliases: Iterable[str]
 
 
 class Router:
@@ -209,6 +213,11 @@ class Router:
         with self._lock:
             return list(dict.fromkeys(chain(*self._by_name.get(name, {}).values())))
 
+    def once_named(self, name: str) -> list[Subscription]:
+        """Return the subscriptions of a name, or else those that had it before."""
+        with self._lock:
+            return self.named(name) or [each for each in self._subscriptions if name in each.aliases]
+
     def _found(self, event_type: str) -> tuple[Subscription, ...]:
         with self._lock:
             matching = self._index.find(event_type)
@@ -340,6 +349,8 @@ def _make(  # noqa: PLR0913 - one argument for each option
     where: Filter | None = None,
     metadata: Mapping[str, Any] | None = None,
     isolation: str = "thread",
+    durable: bool = True,
+    aliases: Iterable[str] = (),
 ) -> Subscription:
     kind = _kind(handler, isolation)
     if timeout is not None:
@@ -353,6 +364,8 @@ def _make(  # noqa: PLR0913 - one argument for each option
             f"where={shown(where)} is async, and its answer would always count as yes; pass a plain function, "
             "and let the handler decide what has to be awaited"
         )
+    if not isinstance(durable, bool):
+        raise ConfigurationError(f"durable={shown(durable)} makes no sense; pass True or False")
     if name is not None and (not isinstance(name, str) or not name.strip()):
         raise ConfigurationError(f"name={shown(name)} makes no sense; pass a non-empty string")
     return Subscription(
@@ -366,7 +379,16 @@ def _make(  # noqa: PLR0913 - one argument for each option
         retry=retry,
         where=where,
         metadata=metadata,
+        durable=durable,
+        aliases=_names("aliases", aliases),
     )
+
+
+def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:
+    found = () if isinstance(names, str) else tuple(names)
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in found):
+        raise ConfigurationError(f"{option}={shown(names)} makes no sense; pass a list of names")
+    return found
 
 
 def handler_name(handler: object) -> str:

@@ -50,6 +50,9 @@ class BusStats:
         metrics_enabled: whether there is a metrics back end.
         metrics_errors: calls in which it failed.
         metrics: the snapshot of ``InMemoryMetrics``; None with another back end.
+        journal: what the journal says of itself: its ``level``, the ``slots`` that it has, the events ``kept`` now
+            and ``taken_up`` since the start, whether it is ``taking_up`` more, ``orphans``, events ``set_aside`` as damaged, ``commits``, ``failures``,
+            and ``degraded``: why it cannot be written, if so. None without one.
     """
 
     state: str
@@ -89,3 +92,4 @@ class BusStats:
     metrics_enabled: bool
     metrics_errors: int
     metrics: dict[str, Any] | None
+    journal: dict[str, Any] | None

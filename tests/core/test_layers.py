@@ -38,6 +38,7 @@ RANKS: list[tuple[str, int]] = [
     ("_shown", 4),
     ("_fitting", 4),
     ("deadletters", 4),
+    ("journal", 4),
     ("audit", 4),
     ("_telemetry", 4),
     ("engine", 5),
@@ -151,7 +152,7 @@ def test_init_modules_hold_imports_and_names_only() -> None:
 def test_what_is_loaded_late_is_told_to_type_checkers_and_to_star_imports() -> None:
     from aperion import audit
 
-    late = {"aperion": {"AuditLog"}, "aperion.audit": set(audit.__all__)}
+    late = {"aperion": {"AuditLog", "SQLiteJournal"}, "aperion.audit": set(audit.__all__)}
     for name, expected in late.items():
         source = PACKAGE.parent.joinpath(*name.split("."), "__init__.py").read_text(encoding="utf-8")
         tree = ast.parse(source)

@@ -47,6 +47,7 @@ async def main() -> None:
     await bus.emit("chat.sent")  # error
     await bus.emit("chat.sent", 5)  # error
     await bus.emit(UserLogin(username="alice"), key=5)  # error
+    await bus.emit(UserLogin(username="alice"), durable="no")  # error
     receipt = await bus.emit(UserLogin(username="alice"))
     receipt.settled().raise_for_failures()  # error
     event = await bus.expect(UserLogin)
@@ -60,6 +61,8 @@ aperion.Redactor(modes={"EMAIL": "partial"})  # error
 
 aperion.AuditLog("events.jsonl", rotation=Rotation(compress="lzma"))  # error
 aperion.AuditLog("events.jsonl").read(event="x")  # error
+aperion.SQLiteJournal("state/", level="memory")  # error
+aperion.EventBus(journal="state/")  # error
 aperion.AuditLog("events.jsonl").read(limit="5")  # error
 fake(bus, 5)  # error
 failing(bus, rate="often")  # error

@@ -44,8 +44,18 @@ class OrderPlaced(aperion.Payload, type="typing.order_placed"):
     order_id: int
 
 
+class Versioned(aperion.Payload, type="typing.versioned", version=2):
+    number: int
+
+
+@Versioned.upcaster(from_version=1)
+def older(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"number": fields["count"]}
+
+
 bus = aperion.EventBus(
     audit=aperion.AuditLog("events.jsonl"),
+    journal=aperion.SQLiteJournal("state/", level="process", max_starts=5, window=60),
     overflow_policy=aperion.OverflowPolicy.RAISE,
     naming=aperion.Naming(allowed_domains={"typing"}),
     metrics=aperion.InMemoryMetrics(),
@@ -105,7 +115,8 @@ async def main() -> None:
     async with bus:
         receipt = await bus.emit(UserLogin(username="alice"), key="alice", correlation_id="req-1")
         assert_type(receipt, aperion.Receipt)
-        await bus.emit("chat.sent", {"text": "hi"}, headers={"a": "b"})
+        await bus.emit("chat.sent", {"text": "hi"}, headers={"a": "b"}, durable=False)
+        assert_type(receipt.duplicate, bool)
         await bus.emit("typing.user_login", UserLogin(username="alice"))
         outcomes = await receipt.settled()
         assert_type(outcomes, aperion.Outcomes)
