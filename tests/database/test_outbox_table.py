@@ -377,3 +377,24 @@ def test_without_the_package_the_import_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=45, check=False)
     assert done.returncode == 1
     assert 'pip install "aperion-bus[sqlalchemy]"' in done.stderr.splitlines()[-1]
+
+
+async def test_with_a_journal_what_is_relayed_again_is_handled_once(shop: Shop, tmp_path: Path) -> None:
+    """As after a kill between the acceptance and the end of the transaction that takes the row away."""
+    await shop.place(1)
+    relay = Relay(EventBus(), shop.engine, model=shop.model)  # until its bus is known
+
+    def fails(*_: Any) -> None:
+        raise sa.exc.OperationalError("COMMIT", {}, Exception("gone"))
+
+    async with shop.bus(journal=aperion.SQLiteJournal(tmp_path / "state")) as bus:
+        relay._bus = bus
+        finish, relay._finish = relay._finish, fails  # type: ignore[method-assign]
+        with pytest.raises(sa.exc.OperationalError):
+            await relay.once()
+        relay._finish = finish  # type: ignore[method-assign]
+        assert await relay.once() == 1
+        await bus.wait_settled()
+
+    assert [event.payload.number for event in shop.seen] == [1]
+    assert await shop.count(shop.model) == 0
