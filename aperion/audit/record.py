@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from pydantic_core import from_json
 
-from aperion.events import jsonable
+from aperion._frozen import plain_size
+from aperion.events import Payload, jsonable
 from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -48,11 +49,29 @@ def accepted(event: Event[Any], redactor: Redactor) -> bytes:
     if type(redactor) is not Redactor:
         fields["payload"] = _redacted(redactor.redact, event.payload)
         return line(fields)
+    if not redactor.enabled and _shows_as_it_is(event.payload):
+        fields["payload"] = event.payload.__dict__
+        return line(fields)
     found = _Found()
     fields["payload"] = redactor.redact(event.payload, found)
     if found:
         fields["redacted"] = Counter(found)
     return line(fields)
+
+
+def _shows_as_it_is(payload: object) -> bool:
+    """Tell whether a redactor that is switched off would only copy a payload: short atoms, and nothing to leave out."""
+    if not isinstance(payload, Payload) or payload.__pydantic_extra__:
+        return False
+    model = type(payload)
+    shows_all = _SHOW_ALL.get(model)
+    if shows_all is None:
+        shows_all = _SHOW_ALL[model] = not any(field.exclude for field in model.model_fields.values())
+    return shows_all and 0 <= plain_size(payload.__dict__.values()) <= _SHORT
+
+
+_SHOW_ALL: dict[type[Payload], bool] = {}  # as many as there are models
+_SHORT: Final = 1_024
 
 
 class _Found(list[str]):

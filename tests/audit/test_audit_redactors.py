@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from pydantic import Field, SecretStr
 
 import aperion
-from aperion import EventBus, Redactor
-from aperion.audit import AuditLog, Subjects, verify
+from aperion import Event, EventBus, Redactor
+from aperion.audit import AuditLog, Subjects, record, verify
 from aperion.outcomes import Attempt, Outcome, OutcomeState
 from aperion.redaction import Mode, RedactionKey
 
@@ -177,3 +179,46 @@ async def test_a_bus_that_is_merely_made_with_the_log_of_another_changes_nothing
 def test_a_log_that_records_in_a_way_of_its_own_is_refused_when_it_is_declared(name: str) -> None:
     with pytest.raises(aperion.ConfigurationError, match=f"overrides AuditLog.{name}"):
         type("OwnLog", (AuditLog,), {name: lambda *_: None})
+
+
+class Plain(aperion.Payload, type="plain.payload"):
+    name: str
+    numbers: tuple[int, ...] = (1, 2)
+    ratio: float = 0.5
+    note: str | None = None
+    hidden: str = Field(default="not for others", exclude=True)
+
+
+class Shown(aperion.Payload, type="shown.payload"):
+    name: str
+    numbers: tuple[int, ...] = (1, 2)
+    ratio: float = 0.5
+    when: date = date(2026, 1, 2)
+    text: str | None = None
+    raw: bytes = b"\xff"
+    secret: SecretStr | None = None
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Plain(name="ann"),
+        Shown(name="ann"),
+        Shown(name="ann", text="é" * 100),
+        Shown(name="ann", text="x" * 5_000),
+        Shown(name="ann", secret=SecretStr("hunter2")),
+    ],
+    ids=["with a field that is left out", "atoms", "not ASCII", "long", "a secret"],
+)
+def test_a_redactor_that_is_switched_off_gives_the_same_record_whichever_way_it_goes(payload: aperion.Payload) -> None:
+    class Other(Redactor):
+        """Of a class of its own, so that it is always asked."""
+
+    event = Event(payload.event_type, payload)
+    lines = [
+        json.loads(record.accepted(event, redactor)) for redactor in (Redactor(enabled=False), Other(enabled=False))
+    ]
+
+    assert lines[0]["payload"] == lines[1]["payload"]
+    assert "not for others" not in str(lines)
+    assert "hunter2" not in str(lines)
