@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import anyio
 
+from aperion._gone import explains_gone
 from aperion._telemetry import configured
 from aperion.context import here_now
 from aperion.deadletters import DeadLetterQueue
@@ -83,6 +84,7 @@ task_of: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None] = (
 _TURN = 64  # emits of one task after which the loop turns
 
 
+@explains_gone
 class EventBus(Router):
     """Accepts events and hands them to the handlers that subscribed.
 
@@ -935,10 +937,13 @@ class EventBus(Router):
             retries=counters.retries,
             redriven=counters.redriven,
             dead_letters=letters,
+            dead_letters_by_reason=self.dead_letters.by_reason(),
             dead_letters_evicted=evicted,
             dead_letters_lost=counters.letters_lost,
             subscriptions=len(self._subscriptions),
             subscriptions_active=self._open,
+            event_types_subscribed=sorted({p for each in self.subscriptions if each.open for p in each.patterns}),
+            validation_enabled=self._naming.enabled,
             threads_busy=slots.busy,
             threads_abandoned=self._threads.abandoned,
             threads_limit=slots.limit,

@@ -91,7 +91,8 @@ class WrongLoopError(AperionError, RuntimeError):
 
     def __init__(self, method: str, *, inside: bool = False) -> None:
         where = "on the thread of" if inside else "outside"
-        advice = "use emit() there" if inside else "use emit_from_thread() from other threads and loops"
+        twin = method.removesuffix("_from_thread")
+        advice = f"use {twin}() there" if inside else "use emit_from_thread() from other threads and loops"
         super().__init__(f"{method}() was called {where} the event loop that this bus runs on; {advice}")
 
 
@@ -312,6 +313,7 @@ _INSTEAD: Final = {
     "max_log_files": "pass audit=AuditLog(path, rotation=Rotation(keep=...))",
     "max_log_size_bytes": "pass audit=AuditLog(path, rotation=Rotation(max_bytes=...))",
     "max_workers": "the number of threads is max_concurrent_handlers=",
+    "span_name": "the option is name=",
     "validate_events": "names are always checked; naming=Naming(...) says how",
     "validator": "names are always checked; naming=Naming(...) says how",
     "wait_for_handlers": "wait with 'await receipt.settled()' for what emit() returns, or use 'await bus.dispatch(...)'",

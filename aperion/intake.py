@@ -183,6 +183,10 @@ class Intake:
             return make_event(event_type, value, None, None, None, 0, None, _NO_HEADERS, opaque)
         return self._inside(here, event_type, value, opaque, _NO_DETAILS)
 
+    def check_type(self, event_type: object) -> None:
+        """Raise the ``EventTypeError`` with which an event of this type would be refused, whatever its payload is."""
+        self._know(event_type)
+
     def adopt(self, original: Event[Any], processed: Event[Any]) -> Event[Any]:
         """Return what a processor made of an event, with the line of causes that it may have left out.
 

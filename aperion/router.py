@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Never, Protocol, TypeAlias, TypedDict, TypeVar, overload
 from weakref import WeakSet
 
 from aperion._recent import Recent
@@ -133,6 +133,7 @@ class Router:
         handler: Handler[Any],
         event_types: Wanted | Iterable[Wanted],
         priority: int = DEFAULT_PRIORITY,
+        *wrong: Never,
         **options: Unpack[SubscriptionOptions],
     ) -> Subscription:
         """Deliver matching events to a handler from now on.
@@ -144,6 +145,7 @@ class Router:
             handler: what to call.
             event_types: a pattern, a model, or a list of them.
             priority: higher runs earlier; equal ones run in the order in which they were made.
+            wrong: nothing more is taken by position.
             options: see ``SubscriptionOptions``.
 
         Raises:
@@ -152,6 +154,10 @@ class Router:
             UnknownEventTypeError: for a type that no model has, where the naming policy minds.
             ConfigurationError: for an option that makes no sense, or a name that is taken.
         """
+        if wrong:
+            raise TypeError(
+                "subscribe() takes a handler, event types and a priority by position, and the rest by name, such as metadata={...}"
+            )
         check_options("subscribe", options, SubscriptionOptions.__annotations__)
         if not isinstance(priority, int) or isinstance(priority, bool):
             raise ConfigurationError(f"priority={priority!r} makes no sense; it is a whole number, higher runs earlier")

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from aperion.audit.blocks import BLOCK, CHUNK, LONGEST, chunks, whole_lines
+from aperion.audit.blocks import BLOCK, CHUNK, chunks, whole_lines
 from aperion.audit.files import sync_folder
 from aperion.audit.index import Builder, load, path_of
 from aperion.errors import ConfigurationError
@@ -30,8 +30,10 @@ _MAGIC: Final = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 _GZIP: Final = 31
 """What tells zlib that it is gzip."""
 _PACKED: Final = 64 << 10
-_AT_ONCE: Final = 1 << 20
+_AT_ONCE: Final = 2 * BLOCK
 _FEW: Final = 512
+_HELD: Final = 4 * BLOCK
+"""Bytes of one frame that are kept until its end is known to be whole; a file of somebody else may be a single one."""
 
 
 class DamagedError(OSError):
@@ -262,16 +264,17 @@ def _unpacking(source: Iterator[bytes], compression: str) -> Iterator[tuple[byte
     held = taken = 0
     data = b""
     while not unpacker.eof:
+        is_end = False
         if not data and getattr(unpacker, "needs_input", True):
             data = next(source, b"")
             taken += len(data)
-        is_end = not data
+            is_end = not data
         parts.append(unpacker.decompress(data, _AT_ONCE))
         data = getattr(unpacker, "unconsumed_tail", b"")  # zstd keeps that itself
         held += len(parts[-1])
         if is_end and not parts[-1] and not unpacker.eof:
             raise EOFError("it is cut off")
-        if held > LONGEST:
+        if held > _HELD:
             yield b"".join(parts), 0
             parts, held = [], 0
     yield b"".join(parts), taken - len(unpacker.unused_data)

@@ -16,6 +16,7 @@ from aperion.audit.buffer import Buffer
 from aperion.audit.checkpoints import Checkpoints
 from aperion.audit.options import NO_ROTATION, OnFailure, Rotation, Sync, chosen_kinds
 from aperion.audit.parts import AuditStats, Parts, Setup, open_parts
+from aperion.audit.predecessor import advice
 from aperion.audit.reader import Reader
 from aperion.audit.recorder import Recorder
 from aperion.audit.writer import reason_of
@@ -250,7 +251,7 @@ class AuditLog(Reader):
         try:
             return open_parts(self._setup)
         except AuditUnavailable as error:
-            raise AuditUnavailable(self.path, error.reason, opening=True) from None
+            raise AuditUnavailable(self.path, advice(self.path) or error.reason, opening=True) from None
         except OSError as error:
             raise AuditUnavailable(self.path, reason_of(error), opening=True) from error
 

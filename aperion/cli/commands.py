@@ -166,4 +166,5 @@ def _print(summary: Summary, out: IO[str], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary.to_dict()), file=out)
     else:
-        console(out).print(rendered(summary))
+        screen = console(out)
+        screen.print(rendered(summary, screen.width))

@@ -9,7 +9,10 @@ import pytest
 
 OPTIONAL = [
     "aperion.audit.log",
+    "pydantic.networks",
     "difflib",
+    "difflib",
+    "pydantic.networks",
     "opentelemetry.sdk",
     "typer",
     "rich",

@@ -15,6 +15,7 @@ PACKAGE = Path(aperion.__file__).parent
 RANKS: list[tuple[str, int]] = [
     ("errors", 0),
     ("_logs", 0),
+    ("_gone", 0),
     ("_lazy", 0),
     ("_recent", 0),
     ("_frozen", 1),
@@ -46,6 +47,7 @@ RANKS: list[tuple[str, int]] = [
     ("outbox", 5),
     ("bus", 6),
     ("app", 7),
+    ("blocking", 7),
     ("logging", 7),
     ("telemetry", 7),
     ("testing", 7),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import aperion
+from aperion import blocking
 from aperion.audit import Rotation
 from aperion.testing import Recorder, call, failing, fake
 
@@ -68,3 +69,5 @@ failing(bus, rate="often")  # error
 Recorder(bus).assert_emitted(5)  # error
 call(right, OrderPlaced(order_id=1))  # error
 call(right, "typing.user_login")  # error
+bus.subscribe(right, OrderPlaced, 100, {"owner": "shop"})  # error
+blocking.EventBus().emit("order.placed")  # error

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, assert_type
 
 import aperion
+from aperion import blocking
 from aperion.audit import (
     AuditRecord,
     AuditStats,
@@ -201,3 +202,13 @@ async def test(recorded: Recorder, clock: VirtualClock) -> None:
             assert_type((some, faked, own), tuple[Recorder, Recorder, VirtualClock])
         with duplicated(bus, rate=0.5), failing(bus, UserLogin, seed=1, error=ConnectionError) as faults:
             assert_type(faults, Faults)
+
+
+def synchronous() -> None:
+    with blocking.EventBus(max_pending_events=5) as sync_bus:
+        assert_type(sync_bus.emit(UserLogin(username="a"), timeout=1, key="k"), aperion.Receipt)
+        assert_type(sync_bus.emit("typing.user_login", {"username": "a"}), aperion.Receipt)
+        assert_type(sync_bus.emit_and_wait(UserLogin(username="a")), aperion.Outcomes)
+        assert_type(sync_bus.subscribe(count, UserLogin, 5), aperion.Subscription)
+        assert_type(sync_bus.running, aperion.EventBus)
+        assert_type(sync_bus.close(timeout=5), aperion.DrainReport | None)
