@@ -596,7 +596,7 @@ async def test_a_journal_and_an_audit_log_on_the_disk_go_together(tmp_path: Path
 
     assert outcomes.ok
     assert again.duplicate
-    assert seen[:5] == [receipt.event_id for receipt in receipts[:5]]
+    assert {receipt.event_id for receipt in receipts} < set(seen)
     assert len(seen) == 7
     text = log.read_text()
     assert text.count('"kind":"accepted"') == 8
