@@ -498,7 +498,7 @@ async def test_what_did_not_finish_in_the_drain_is_handled_by_the_next_life_and_
         await until(lambda: len(seen) == 4)
         await second.wait_settled()
 
-    assert seen == [("done", 1), ("ship", 1), ("done", 2), ("ship", 2)]
+    assert sorted(seen) == [("done", 1), ("done", 2), ("ship", 1), ("ship", 2)]
 
 
 async def test_a_retry_that_waits_when_the_bus_drains_is_made_by_the_next_life(tmp_path: Path) -> None:
@@ -596,7 +596,7 @@ async def test_a_journal_and_an_audit_log_on_the_disk_go_together(tmp_path: Path
 
     assert outcomes.ok
     assert again.duplicate
-    assert seen[:5] == [receipt.event_id for receipt in receipts[:5]]
+    assert {receipt.event_id for receipt in receipts} < set(seen)
     assert len(seen) == 7
     text = log.read_text()
     assert text.count('"kind":"accepted"') == 8
@@ -605,15 +605,19 @@ async def test_a_journal_and_an_audit_log_on_the_disk_go_together(tmp_path: Path
 
 async def test_what_is_in_flight_when_the_drain_gives_up_does_not_come_back_if_it_was_refused(tmp_path: Path) -> None:
     bus, seen = bus_of(tmp_path, drain_timeout=0.0001), []
-    bus.subscribe(lambda event: seen.append(event.payload["n"]), "order.*", name="ship")
+
+    async def ship(event: aperion.Event) -> None:  # in a thread it would run to its end after it was given up
+        seen.append(event.payload["n"])
+
+    bus.subscribe(ship, "order.*", name="ship")
 
     async with bus:
         receipts = [bus.emit_nowait("order.placed", {"n": n}) for n in range(50)]
     dropped = {n for n, receipt in enumerate(receipts) if receipt.dropped}
     async with bus_of(tmp_path) as other:
-        other.subscribe(lambda event: seen.append(event.payload["n"]), "order.*", name="ship")
+        other.subscribe(ship, "order.*", name="ship")
     again = bus_of(tmp_path)
-    again.subscribe(lambda event: seen.append(event.payload["n"]), "order.*", name="ship")
+    again.subscribe(ship, "order.*", name="ship")
     async with again:
         await until(lambda: not again.stats().journal["taking_up"])
         await again.wait_settled()
