@@ -68,6 +68,8 @@ def is_of_old_bus(fields: dict[str, Any]) -> bool:
 def advice(path: Path) -> str | None:
     """Return what to do about a file that is an old log; None for any other."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         with path.open("rb") as file:
             first = file.readline(_LONGEST_LINE)
         old = is_old(record.parsed(first))
