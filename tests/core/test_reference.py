@@ -16,8 +16,17 @@ import aperion.integrations
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PACKAGES = ["aperion", "aperion.audit", "aperion.catalogue", "aperion.redaction", "aperion.telemetry", "aperion.testing"]
-MODULES = PACKAGES + [f"aperion.integrations.{module.name}" for module in pkgutil.iter_modules(aperion.integrations.__path__)]
+PACKAGES = [
+    "aperion",
+    "aperion.audit",
+    "aperion.catalogue",
+    "aperion.redaction",
+    "aperion.telemetry",
+    "aperion.testing",
+]
+MODULES = PACKAGES + [
+    f"aperion.integrations.{module.name}" for module in pkgutil.iter_modules(aperion.integrations.__path__)
+]
 _DIRECTIVE = re.compile(r"^::: (\S+)$(\n    options:\n      show_if_no_docstring: true$)?", re.MULTILINE)
 SHOWN = {
     name: bool(options)
@@ -38,7 +47,9 @@ def test_each_public_name_of_a_module_is_in_the_reference(module: str) -> None:
     shown = {id(found(name)) for name in SHOWN}
     public = importlib.import_module(module).__all__
 
-    missing = [name for name in public if f"{module}.{name}" not in SHOWN and id(found(f"{module}.{name}")) not in shown]
+    missing = [
+        name for name in public if f"{module}.{name}" not in SHOWN and id(found(f"{module}.{name}")) not in shown
+    ]
     assert missing == []
 
 

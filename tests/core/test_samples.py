@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,16 +47,16 @@ def compared(line: str) -> str:
     return line.strip()
 
 
-def printed(page: Path, folder: Path) -> dict[str, str]:
-    """Run the commands of a page and return what each printed."""
+def printed(page: Path, folder: Path) -> Iterator[str]:
+    """Run the commands of a page, and yield what each printed."""
     shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     is_tutorial = page.parent.name == "tutorial"
     where = folder / "examples" / "tutorial" / f"page{page.name[0]}" if is_tutorial else folder
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "100"}
     python = shlex.quote(sys.executable)
     commands = [line[2:] for block in _BLOCK.findall(page.read_text("utf-8")) for line in _commands(block)]
-    return {
-        command: subprocess.run(
+    for command in commands:
+        done = subprocess.run(
             re.sub(r"^python ", f"{python} ", re.sub(r"^aperion ", f"{python} -m aperion ", command)),
             shell=True,
             cwd=where,
@@ -65,19 +66,18 @@ def printed(page: Path, folder: Path) -> dict[str, str]:
             text=True,
             timeout=45,
             check=False,
-        ).stdout.replace(str(where), "/home/ada/shop")
-        for command in commands
-    }
+        )
+        yield done.stdout.replace(str(where), "/home/ada/shop")
 
 
-def anew(block: str, output: dict[str, str]) -> str:
+def anew(block: str, output: Iterator[str]) -> str:
     """Return a block with what its commands print now; where lines are left out, those that are shown stay the ones."""
     lines: list[str] = []
     for part in re.split(r"^(?=\$ )", block, flags=re.MULTILINE):
         if part:
             command, *shown = part.rstrip("\n").split("\n")
             blank = [""] if part.endswith("\n\n") else []
-            now = output[command[2:]].rstrip("\n").split("\n") if output[command[2:]] else []
+            now = next(output).rstrip("\n").splitlines()
             lines += [command, *(_runs(shown, now) if LEFT_OUT in shown else now), *blank]
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
@@ -98,20 +98,21 @@ def _commands(block: str) -> list[str]:
     return [line for line in block.splitlines() if line.startswith("$ ")]
 
 
+def written(page: Path, folder: Path) -> str:
+    """Return a page with what its commands print now."""
+    output = printed(page, folder)
+    return _BLOCK.sub(lambda block: anew(block.group(), output), page.read_text("utf-8"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_shows_is_what_the_commands_print(page: Path, tmp_path: Path) -> None:
-    output = printed(page, tmp_path)
+    now = written(page, tmp_path).splitlines()
 
-    for block in _BLOCK.findall(page.read_text("utf-8")):
-        now = anew(block, output)
-        assert [compared(line) for line in block.splitlines()] == [compared(line) for line in now.splitlines()], (
-            "run python tests/core/test_samples.py"
-        )
+    shown = page.read_text("utf-8").splitlines()
+    assert [compared(line) for line in shown] == [compared(line) for line in now], f"run python {Path(__file__).name}"
 
 
 if __name__ == "__main__":
     for page in [Path(name).resolve() for name in sys.argv[1:]] or PAGES:
         with tempfile.TemporaryDirectory() as scratch:
-            output = printed(page, Path(scratch))
-        text = page.read_text("utf-8")
-        page.write_text(_BLOCK.sub(lambda found: anew(found.group(), output), text), "utf-8")  # noqa: B023 - called here
+            page.write_text(written(page, Path(scratch)), "utf-8")

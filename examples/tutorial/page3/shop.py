@@ -40,9 +40,7 @@ async def send_mail(event: aperion.Event[OrderPlaced]) -> None:
 async def main() -> None:
     """Place an order that works after a retry, and one that cannot work yet."""
     for number, item in enumerate(["chair", "lamp"], start=1):
-        receipt = await bus.emit(
-            OrderPlaced(order_id=f"o-{number}", email="ada@example.com", cents=4900, item=item)
-        )
+        receipt = await bus.emit(OrderPlaced(order_id=f"o-{number}", email="ada@example.com", cents=4900, item=item))
         outcomes = await receipt.settled()
         print({name: outcome.state.value for name, outcome in outcomes.items()})
 
