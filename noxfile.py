@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.options.error_on_missing_interpreters = False
@@ -54,6 +56,28 @@ def bench(session: nox.Session) -> None:
     """Measure Aperion and its peers."""
     session.install("-e", ".[bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into build/site; a link that leads nowhere is an error."""
+    session.install("-e", ".[docs]")
+    session.run("zensical", "build", "--strict", "--clean")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look for known vulnerabilities in what the package needs, and write an SBOM; both in build/."""
+    session.install("-e", ".[all]")
+    frozen = session.run("python", "-m", "pip", "freeze", "--exclude-editable", silent=True)
+    needed = Path("build", "requirements.txt")
+    needed.parent.mkdir(exist_ok=True)
+    needed.write_text(frozen or "", encoding="utf-8")
+    session.install("cyclonedx-bom", "pip-audit")
+    sbom = ("--pyproject", "pyproject.toml", "--output-file", "build/sbom.cdx.json")
+    session.run("cyclonedx-py", "requirements", str(needed), *sbom)
+    # --strict: without it, a package that could not be looked up would count as one without problems.
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", str(needed))
 
 
 @nox.session

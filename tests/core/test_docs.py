@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+import aperion
+from aperion import DeadLetterQueue, EventBus
 from aperion.instruments import INSTRUMENTS
 from aperion.telemetry import CONVENTIONS
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+TOP = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+PAGES = sorted([*(ROOT / name for name in TOP), *(ROOT / "docs").rglob("*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -38,3 +42,29 @@ def test_the_table_of_metrics_is_that_of_the_code() -> None:
     told = [(name, kind, tuple(re.findall(r"`(\w+)`", labels)), about) for name, kind, labels, about in rows]
     assert told == [(each.name, each.kind, each.labels, each.description) for each in INSTRUMENTS]
     assert f"version {CONVENTIONS} " in page
+
+
+def test_the_limits_on_the_page_are_the_defaults() -> None:
+    """Those of a bus and of its dead letters."""
+    page = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .* \| ([\d,]+(?: MiB)?) \| `(?:DeadLetterQueue\()?(\w+)", page, re.MULTILINE)
+    takes = {**inspect.signature(EventBus).parameters, **inspect.signature(DeadLetterQueue).parameters}
+
+    assert len(rows) == 9
+    assert [(name, _number(text)) for text, name in rows] == [(name, takes[name].default) for _, name in rows]
+
+
+def _number(text: str) -> int:
+    amount = int(text.removesuffix(" MiB").replace(",", ""))
+    return amount * 1_048_576 if text.endswith("MiB") else amount
+
+
+@pytest.mark.parametrize("page", ["docs/promises.md", "docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_files_that_a_page_names_are_there(page: str) -> None:
+    """Tests, modules of the package, and the folders of both."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:core|audit|redaction|tests|aperion)/[\w/.]+)`", text)
+
+    places = [ROOT, ROOT / "tests", Path(aperion.__file__).parents[1]]
+    assert named
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
