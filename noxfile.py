@@ -68,16 +68,19 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def audit(session: nox.Session) -> None:
     """Look for known vulnerabilities in what the package needs, and write an SBOM; both in build/."""
-    session.install("-e", ".[all]")
-    frozen = session.run("python", "-m", "pip", "freeze", "--exclude-editable", silent=True)
-    needed = Path("build", "requirements.txt")
-    needed.parent.mkdir(exist_ok=True)
-    needed.write_text(frozen or "", encoding="utf-8")
     session.install("cyclonedx-bom", "pip-audit")
-    sbom = ("--pyproject", "pyproject.toml", "--output-file", "build/sbom.cdx.json")
-    session.run("cyclonedx-py", "requirements", str(needed), *sbom)
+    alone = Path(session.create_tmp(), "package")  # apart from the tools, which are no part of the package
+    session.run("python", "-m", "venv", "--clear", "--without-pip", str(alone))
+    pip = ("python", "-m", "pip", "--python", str(alone / "bin" / "python"))
+    session.run(*pip, "install", "--quiet", ".[all]")
+    build = Path("build")
+    build.mkdir(exist_ok=True)
+    sbom = ("--pyproject", "pyproject.toml", "--output-file", str(build / "sbom.cdx.json"))
+    session.run("cyclonedx-py", "environment", *sbom, str(alone / "bin" / "python"))
+    frozen = session.run(*pip, "freeze", "--exclude", "aperion-bus", silent=True, stderr=None)
+    (build / "requirements.txt").write_text(str(frozen), encoding="utf-8")
     # --strict: without it, a package that could not be looked up would count as one without problems.
-    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", str(needed))
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", str(build / "requirements.txt"))
 
 
 @nox.session
