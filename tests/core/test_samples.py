@@ -30,6 +30,7 @@ _VOLATILE = [
     (r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?", "<time>"),
     (r"\bduration=\S+", "duration=<seconds>"),
     (r"\b[\d.,]+(e-\d+)? ?(ns|µs|ms|s)\b", "<duration>"),
+    (r"\bline \d+\b", "line <n>"),
     (r"[\d,]+ events/s", "<rate>"),
     (r"\bpid\W+\d+", "<pid>"),
     (r"[·█▼]{5,}", "<bar>"),
