@@ -35,7 +35,10 @@ from aperion.errors import (
     EventTypeError,
     HandlerError,
     HandlerTimeoutError,
+    JournalError,
+    JournalUnavailable,
     KeyHeldError,
+    KilledError,
     NotDeliveredError,
     PatternError,
     PayloadError,
@@ -64,6 +67,7 @@ from aperion.subscriptions import Filter, Handler, HandlerKind, Retry, Subscript
 
 if TYPE_CHECKING:
     from aperion.audit import AuditLog
+    from aperion.journal.sqlite import SQLiteJournal
 
 __all__ = [
     "CORRELATION_ID_HEADER",
@@ -109,7 +113,10 @@ __all__ = [
     "HandlerTimeoutError",
     "HistogramSnapshot",
     "InMemoryMetrics",
+    "JournalError",
+    "JournalUnavailable",
     "KeyHeldError",
+    "KilledError",
     "MetricsBackend",
     "Middleware",
     "Naming",
@@ -131,6 +138,7 @@ __all__ = [
     "RedriveError",
     "Retry",
     "Router",
+    "SQLiteJournal",
     "Sensitive",
     "SerializationError",
     "StreamOverflowError",
@@ -156,4 +164,7 @@ __all__ = [
     "set_correlation_id",
 ]
 
-__getattr__ = loading(__name__, {"AuditLog": "aperion.audit.log"})
+__getattr__ = loading(
+    __name__,
+    {"AuditLog": "aperion.audit.log", "SQLiteJournal": "aperion.journal.sqlite", "audit": "aperion.audit"},
+)

@@ -6,17 +6,20 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aperion._gone import missing_from
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
 def loading(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package, which finds each of these names in the module that is its home."""
+    """Return the ``__getattr__`` of a package, which finds each of these names in its home; a module is its own."""
 
     def load(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(homes[name]), name)
+            raise missing_from(package, name)
+        home = import_module(homes[name])
+        value = home if homes[name] == f"{package}.{name}" else getattr(home, name)
         setattr(sys.modules[package], name, value)
         return value
 

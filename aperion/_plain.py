@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -64,16 +66,19 @@ class Plain:
             return text
         if self._models and isinstance(value, BaseModel):
             return self._model(value)
+        return self._other(value)
+
+    def _other(self, value: Any) -> Any:
         return value
 
     def _model(self, value: BaseModel) -> Any:
         if value.__pydantic_root_model__:
             return self._plain(value.root)  # type: ignore[attr-defined]  # a RootModel has one
-        return self._mapping({**value.__dict__, **(value.__pydantic_extra__ or {})})
+        return self._mapping(jsonable_fields(value))
 
     def _mapping(self, mapping: Mapping[Any, Any]) -> Any:
         texts = [(key, "") if type(key) is str else _key_text(key) for key in mapping]
-        if len({text for text, _ in texts}) < len(texts):  # 1 and "1": an object would lose one of them
+        if self._needs_pairs(mapping, len({text for text, _ in texts})):
             self._types[self._pointer()] = "mapping"
             return self._items([list(pair) for pair in mapping.items()])
         plain = {}
@@ -84,6 +89,9 @@ class Plain:
             plain[text] = self._plain(value)
             self._path.pop()
         return plain
+
+    def _needs_pairs(self, mapping: Mapping[Any, Any], texts: int) -> bool:
+        return texts < len(mapping)  # 1 and "1": an object would lose one of them
 
     def _collection(self, values: Any, tag: str) -> list[Any]:
         if tag:
@@ -100,6 +108,61 @@ class Plain:
 
     def _pointer(self) -> str:
         return "".join(f"/{str(token).replace('~', '~0').replace('/', '~1')}" for token in self._path)
+
+
+class Whole(Plain):
+    """A walk that leaves nothing out: values of classes are noted by name, and what cannot be restored is refused.
+
+    Raises:
+        TypeError: for such a value, naming where it stands and its class.
+    """
+
+    __slots__ = ()
+
+    def _other(self, value: Any) -> Any:
+        kind = type(value)
+        if isinstance(value, Enum):
+            return self._named("enum", kind, value.value if isinstance(value, Flag) else value.name)
+        if isinstance(value, tuple) and hasattr(kind, "_fields"):
+            return self._named("namedtuple", kind, list(value))
+        if is_dataclass(value):
+            return self._named("dataclass", kind, self._fields(value))
+        if isinstance(value, BaseModel) and not value.__pydantic_private__:
+            content = value.root if value.__pydantic_root_model__ else jsonable_fields(value)  # type: ignore[attr-defined]
+            return self._named("model", kind, content)
+        raise self._refusal(kind, "is of a class that it does not know")
+
+    def _named(self, tag: str, kind: type, content: Any) -> Any:
+        if found_by_name(kind.__module__, kind.__qualname__) is not kind:
+            raise self._refusal(kind, "would not find that class again, since it is not at the top of a module")
+        self._types[self._pointer()] = f"{tag}[{kind.__module__}:{kind.__qualname__}]"
+        return self._plain(content)
+
+    def _fields(self, value: Any) -> dict[str, Any]:
+        names = [field.name for field in fields(value)]
+        if set(getattr(value, "__dict__", names)) - set(names):
+            raise self._refusal(type(value), "has attributes beside its fields")
+        return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+    def _needs_pairs(self, mapping: Mapping[Any, Any], texts: int) -> bool:
+        return super()._needs_pairs(mapping, texts) or any(type(key) not in _KEY_WRITERS for key in mapping)
+
+    def _refusal(self, kind: type, why: str) -> TypeError:
+        where = ".".join(map(str, ("payload", *self._path)))
+        return TypeError(f"{where} is a {kind.__module__}.{kind.__qualname__}, and {why}")
+
+
+def jsonable_fields(model: BaseModel) -> dict[str, Any]:
+    """Return the fields of a model, those included that were not declared."""
+    return {**model.__dict__, **(model.__pydantic_extra__ or {})}
+
+
+def found_by_name(module: str, name: str) -> Any:
+    """Return what a module that is loaded holds under a dotted name, or None."""
+    found = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def moment_text(value: datetime) -> str:

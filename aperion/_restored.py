@@ -7,7 +7,7 @@ import re
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -17,9 +17,22 @@ from aperion.errors import SerializationError, shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Finder: TypeAlias = Callable[[str, str, Any], Any]
 
-def restored(payload: object, types: object, key_types: object, event_type: str) -> Any:
+CLASSES: Final = frozenset({"enum", "namedtuple", "dataclass", "model"})
+"""The kinds of values whose notes name a class."""
+
+
+def restored(payload: object, types: object, key_types: object, event_type: str, *, find: Finder | None = None) -> Any:
     """Return a plain payload with the values that its notes tell of.
+
+    Args:
+        payload: the plain form.
+        types: the notes of its values.
+        key_types: those of its keys.
+        event_type: what is named where they do not fit.
+        find: makes values of classes by name; without it such a note does not fit. Only for what nobody else has
+            written, since it may load modules.
 
     Raises:
         SerializationError: for notes that do not fit the payload; the text shows where, and no value.
@@ -28,7 +41,7 @@ def restored(payload: object, types: object, key_types: object, event_type: str)
         root = _Note()
         root.add("types", types)
         root.add("key_types", key_types)
-        return _restored(payload, root, "")
+        return _restored(payload, root, "", find)
     except _Misfit as error:
         raise SerializationError(
             f"the line of an event of type {shown(event_type)} does not fit its own notes: {error}",
@@ -75,13 +88,13 @@ def _tokens(pointer: str, field: str) -> list[str]:
     return [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
 
 
-def _restored(value: Any, note: _Note, pointer: str) -> Any:
+def _restored(value: Any, note: _Note, pointer: str, find: Finder | None) -> Any:
     if note.below:
-        value = _with_those_below(value, note, pointer)
-    return value if note.types is None else _read(note.types, value, pointer)
+        value = _with_those_below(value, note, pointer, find)
+    return value if note.types is None else _read(note.types, value, pointer, find)
 
 
-def _with_those_below(value: Any, note: _Note, pointer: str) -> Any:
+def _with_those_below(value: Any, note: _Note, pointer: str, find: Finder | None) -> Any:
     is_mapping = isinstance(value, dict)
     there = value if is_mapping else {str(n): item for n, item in enumerate(value if isinstance(value, list) else ())}
     items: dict[Any, Any] = dict(there)
@@ -92,7 +105,7 @@ def _with_those_below(value: Any, note: _Note, pointer: str) -> Any:
             raise _Misfit(where, "points to nothing", "types" if below.key_types is None else "key_types")
         if below.key_types is not None and not is_mapping:
             raise _Misfit(where, "is no entry of an object, and has no key", "key_types")
-        items[token] = _restored(there[token], below, where)
+        items[token] = _restored(there[token], below, where, find)
         renamed = renamed or below.key_types is not None
     if renamed:
         items = {_key(text, note.below.get(text), pointer): item for text, item in items.items()}
@@ -110,8 +123,13 @@ def _key(text: str, note: _Note | None, pointer: str) -> Any:
     return _fitting(read, text, tag, _Misfit(where, f"says {tag['kind']}, and the key there is none", "key_types"))
 
 
-def _read(tag_text: str, value: object, pointer: str) -> Any:
+def _read(tag_text: str, value: object, pointer: str, find: Finder | None) -> Any:
     tag = _TAG.fullmatch(tag_text)
+    if find is not None and tag is not None and tag["kind"] in CLASSES:
+        try:
+            return find(tag["kind"], tag["zone"] or "", value)
+        except Exception:  # noqa: BLE001 - a class of the user's, which may have changed
+            raise _Misfit(pointer, f"says {tag_text}, which cannot be made of what is there") from None
     read = _READERS.get(tag["kind"]) if tag else None
     if tag is None or read is None:
         raise _Misfit(pointer, f"has a tag that is not known; there are {', '.join(_READERS)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import anyio
 
+from aperion._gone import explains_gone
 from aperion._telemetry import configured
 from aperion.context import here_now
 from aperion.deadletters import DeadLetterQueue
@@ -62,8 +63,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
+    from aperion.engine.keeping import Keeping
     from aperion.events import Payload
     from aperion.intake import EventDetails
+    from aperion.journal.letters import JournalLetters
+    from aperion.journal.sqlite import SQLiteJournal
     from aperion.naming import Naming
     from aperion.observers.spans import Spans, Tracing
     from aperion.outcomes import Delivery, FailureReason, Outcomes
@@ -80,6 +84,7 @@ task_of: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None] = (
 _TURN = 64  # emits of one task after which the loop turns
 
 
+@explains_gone
 class EventBus(Router):
     """Accepts events and hands them to the handlers that subscribed.
 
@@ -92,6 +97,8 @@ class EventBus(Router):
 
     Args:
         audit: the audit log, or the path of one; every accepted event and every outcome goes there.
+        journal: where accepted events are kept until they are handled, so that the next process goes on with what
+            this one has not finished: ``aperion.SQLiteJournal("state/")``. Without one they live in memory.
         redactor: hides secrets in dead letters, log lines and error texts.
         handler_timeout: seconds that a handler may take, unless its subscription says otherwise;
             None for no limit.
@@ -124,6 +131,7 @@ class EventBus(Router):
         self,
         *,
         audit: AuditSink | str | os.PathLike[str] | None = None,
+        journal: SQLiteJournal | None = None,
         redactor: Redactor | None = None,
         handler_timeout: float | None = 30.0,
         max_concurrent_events: int = 64,
@@ -156,7 +164,12 @@ class EventBus(Router):
         self.drain_timeout = drain_timeout
         self.redactor = Redactor() if redactor is None else _checked_redactor(redactor)
         self.metrics = metrics
-        self.dead_letters = DeadLetterQueue() if dead_letter_queue is None else dead_letter_queue
+        self.journal = journal
+        letters = _letters_of(journal)
+        self._kept_letters = letters if dead_letter_queue is None else None
+        self.dead_letters = (
+            DeadLetterQueue(store=self._kept_letters) if dead_letter_queue is None else dead_letter_queue
+        )
         self.dead_letters.use_redactor(self.redactor)
         self.audit, self._recorder = recorder_of(audit, self.redactor)
         self._settings = Settings(
@@ -181,7 +194,8 @@ class EventBus(Router):
         self._trail = AuditTrail(self._recorder, self._audit_failed) if self._recorder is not None else None
         self._spans: Spans | None = None
         self._watches = self._bus_metrics is not None  # whether somebody wants to know of each emit
-        self._waits_for_disk = self._recorder is not None and self._recorder.waits_for_disk
+        self._waits_for_disk = journal is not None or (self._recorder is not None and self._recorder.waits_for_disk)
+        self._keeping: Keeping | None = None
         self._engine: Engine | None = None
         self._last_drain: DrainReport | None = None
         self._stop_watching: Callable[[], None] | None = None
@@ -207,6 +221,7 @@ class EventBus(Router):
 
         Raises:
             AuditUnavailable: when the audit log cannot be opened.
+            JournalUnavailable: when the journal cannot be opened.
             RuntimeError: when it runs already.
         """
         engine = self._engine
@@ -215,8 +230,10 @@ class EventBus(Router):
         if self._recorder is not None:
             await self._recorder.start()
         try:
+            await self._open_journal()
             self._begin()
         except BaseException:
+            await self._close_journal()
             await self._close_log()
             raise
         return self
@@ -237,6 +254,7 @@ class EventBus(Router):
             await engine.end(self.drain_timeout)
         finally:
             self._end(engine)
+            await self._close_journal()
             await self._close_log()
         interrupted = engine.was_interrupted()
         if interrupted is not None:
@@ -248,6 +266,7 @@ class EventBus(Router):
             self._settings,
             router=self,
             recorder=self._recorder,
+            keeping=self._keeping,
             facts=self._facts,
             letters=self.dead_letters,
             redactor=self.redactor,
@@ -282,7 +301,7 @@ class EventBus(Router):
         self._watches = self._bus_metrics is not None or self._spans is not None
         measurements = Measurements(self._bus_metrics) if self._bus_metrics is not None else None
         lines, events = LogLines(self.redactor), SystemEvents(self._announce)
-        observers = (self._trail, measurements, self._spans, lines, events)
+        observers = (self._keeping, self._trail, measurements, self._spans, lines, events)
         self._facts.attach(observer for observer in observers if observer is not None)
         self._count_subscriptions()
 
@@ -301,6 +320,20 @@ class EventBus(Router):
             stream.close()
         self._bridge.close()
 
+    async def _open_journal(self) -> None:
+        if self.journal is not None:
+            from aperion.engine.keeping import Keeping
+
+            keeping = Keeping(self.journal, self._kept_letters)
+            await keeping.open()
+            self._keeping = keeping
+
+    async def _close_journal(self) -> None:
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None:
+            with anyio.CancelScope(shield=True):
+                await keeping.close()
+
     async def _close_log(self) -> None:
         if self._recorder is not None:
             with anyio.CancelScope(shield=True):
@@ -310,7 +343,7 @@ class EventBus(Router):
         """Stop accepting, let what is in flight finish, cancel what has not after ``timeout`` seconds.
 
         Events that handlers emit meanwhile still belong to what is in flight. What did not finish is
-        named in the report and kept as dead letters; a handler that ignores its cancellation is left behind a
+        named in the report and kept as dead letters, or left in the journal for the next start; a handler that ignores its cancellation is left behind a
         second later. The bus accepts nothing afterwards; leaving its block ends it. There is one drain, however
         many ask for it, with the timeout of the first. Cancelling the wait does not cut the drain short.
 
@@ -390,6 +423,7 @@ class EventBus(Router):
             WrongLoopError: outside the loop of the bus.
             CascadeError: in a handler whose event has caused too many others.
             AuditUnavailable: when the audit log cannot record the event.
+            JournalUnavailable: when the journal cannot keep it.
         """
         engine = self._engine
         if engine is None or running_loop() is not engine.loop:
@@ -618,7 +652,10 @@ class EventBus(Router):
             raise
         if emission is not None:
             event = emission.made(event)
-        return self._processed(event) if self._processors else event
+        made = self._processed(event) if self._processors else event
+        if self._keeping is not None and isinstance(made, Event) and not details.get("durable", True):
+            self._keeping.pass_over(made)
+        return made
 
     def _reject(self, subject: object, payload: object, details: Mapping[str, Any], error: ValidationError) -> None:
         self._counters.rejected += 1
@@ -701,9 +738,43 @@ class EventBus(Router):
             raise
         return receipt_of(made) if isinstance(made, Flight) else made, emission
 
-    async def _accept(self, event: Event[Any]) -> None:
+    async def _accept(self, event: Event[Any]) -> Flight:
         """Accept an event of an outbox."""
-        await self._enter(self._running("outbox"), event)
+        recorder, admission = self._recorder, self._running("outbox").admission
+        if recorder is not None and recorder.is_crowded:
+            self._commit()
+            await recorder.room()
+        if self._keeping is not None:
+            self._keeping.collect()
+        flight = admission.enter(event)
+        if flight is None:
+            self._commit()  # what holds the places that are waited for
+            flight = await admission.enter_when_free(event)
+        if not flight.dropped:
+            admission.queue(flight)
+        return flight
+
+    def _commit(self) -> None:
+        """Have the journal commit what an outbox has collected."""
+        if self._keeping is not None:
+            self._keeping.commit()
+
+    async def _accepted(self, flight: Flight) -> None:
+        """Wait until the disk has an event of an outbox."""
+        if self._engine is not None:
+            await self._engine.admission.until_synced(flight)
+
+    async def _relay(self, event: Event[Any]) -> None:
+        """Accept an event that was made elsewhere, in a transaction of a database, by the rules of this bus."""
+        engine = self._running("relay")
+        try:
+            made = self._intake.relayed(event)
+        except ValidationError as error:
+            self._reject(event.event_type, event.payload, {}, error)
+            raise
+        processed = self._processed(made) if self._processors else made
+        if not isinstance(processed, Flight):
+            await self._enter(engine, processed)
 
     def _discard(self, event: Event[Any], policy: str) -> None:
         """Drop an event of an outbox."""
@@ -866,10 +937,13 @@ class EventBus(Router):
             retries=counters.retries,
             redriven=counters.redriven,
             dead_letters=letters,
+            dead_letters_by_reason=self.dead_letters.by_reason(),
             dead_letters_evicted=evicted,
             dead_letters_lost=counters.letters_lost,
             subscriptions=len(self._subscriptions),
             subscriptions_active=self._open,
+            event_types_subscribed=sorted({p for each in self.subscriptions if each.open for p in each.patterns}),
+            validation_enabled=self._naming.enabled,
             threads_busy=slots.busy,
             threads_abandoned=self._threads.abandoned,
             threads_limit=slots.limit,
@@ -887,6 +961,7 @@ class EventBus(Router):
             metrics_enabled=self._bus_metrics is not None,
             metrics_errors=self._bus_metrics.errors if self._bus_metrics is not None else 0,
             metrics=self.metrics.snapshot() if isinstance(self.metrics, InMemoryMetrics) else None,
+            journal=self._keeping.stats() if self._keeping is not None else None,
         )
 
     # Its subscriptions
@@ -910,6 +985,22 @@ class EventBus(Router):
     def _audit_failed(self) -> None:
         if self._bus_metrics is not None:
             self._bus_metrics.audit_failed()
+
+
+def _letters_of(journal: object) -> JournalLetters | None:
+    """Return the store of the dead letters of a bus with a journal.
+
+    Raises:
+        ConfigurationError: for something that is no journal.
+    """
+    if journal is None:
+        return None
+    from aperion.journal.letters import JournalLetters
+    from aperion.journal.sqlite import SQLiteJournal
+
+    if not isinstance(journal, SQLiteJournal):
+        raise ConfigurationError(f"journal={shown(journal)} is no journal; pass aperion.SQLiteJournal('state/')")
+    return JournalLetters(10_000)
 
 
 def _policy(policy: OverflowPolicy | str) -> OverflowPolicy:

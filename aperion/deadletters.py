@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 from weakref import ref
 
 from aperion._fitting import fitting, rules_of
+from aperion._gone import explains_gone
 from aperion._shown import letter_shown, name_shown
 from aperion.errors import ConfigurationError, DeadLetterNotFoundError, positive, shown
 from aperion.events import new_event_id
@@ -45,7 +46,7 @@ class MemoryStore:
     # Mutable: all but max_size, under _lock. _order has every id that _letters has, the oldest first, and before
     # them _gone times those that were taken out. Alone, a plain dict would be slow to find its oldest key, which
     # it seeks behind all that were deleted, and an OrderedDict to go through, which looks each key up.
-    __slots__ = ("_gone", "_letters", "_lock", "_order", "max_size")
+    __slots__ = ("_gone", "_letters", "_lock", "_order", "_reasons", "max_size")
 
     def __init__(self, max_size: int) -> None:
         positive("max_size", max_size, whole=True)
@@ -53,24 +54,31 @@ class MemoryStore:
         self._letters: dict[str, DeadLetter] = {}
         self._order: deque[str] = deque()
         self._gone: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def put(self, letter: DeadLetter) -> int:
         """Keep a letter, in place of the one with its id if there is one; return how many were evicted."""
         with self._lock:
-            if letter.letter_id not in self._letters:
+            before = self._letters.get(letter.letter_id)
+            if before is None:
                 self._order.append(letter.letter_id)
+            else:
+                self._reasons[before.reason._value_] -= 1
             self._letters[letter.letter_id] = letter
+            self._reasons[letter.reason._value_] += 1
             if len(self._letters) <= self.max_size:
                 return 0
             self._evict()
             return 1
 
-    def _evict(self) -> None:
+    def _evict(self) -> str:
+        """Let the oldest letter go, and return its id."""
         while times := self._gone.pop(oldest := self._order.popleft(), 0):
             if times > 1:
                 self._gone[oldest] = times - 1
-        del self._letters[oldest]
+        self._reasons[self._letters.pop(oldest).reason._value_] -= 1
+        return oldest
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """Return the letter with this id and keep it; None when there is none."""
@@ -82,6 +90,7 @@ class MemoryStore:
         with self._lock:
             found = self._letters.pop(letter_id, None)
             if found is not None:
+                self._reasons[found.reason._value_] -= 1
                 self._went([letter_id])
             return found
 
@@ -89,9 +98,15 @@ class MemoryStore:
         """Take the letters with these ids out; return how many there were."""
         with self._lock:
             pop = self._letters.pop
-            went = [letter_id for letter_id in letter_ids if pop(letter_id, None) is not None]
-            self._went(went)
+            went = [letter for letter_id in letter_ids if (letter := pop(letter_id, None)) is not None]
+            self._reasons.subtract(letter.reason._value_ for letter in went)
+            self._went([letter.letter_id for letter in went])
             return len(went)
+
+    def by_reason(self) -> dict[str, int]:
+        """Return how many letters there are for each reason."""
+        with self._lock:
+            return dict(+self._reasons)
 
     def _went(self, letter_ids: list[str]) -> None:
         if len(self._order) > 2 * len(self._letters) + _AT_ONCE:  # so that they take no more room than the rest
@@ -146,6 +161,7 @@ class DeadLetterFilters(TypedDict, total=False):
     older_than: float | None
 
 
+@explains_gone
 class DeadLetterQueue:
     """The dead letters of a bus, ``bus.dead_letters``: bounded; the oldest make room for new ones.
 
@@ -287,6 +303,20 @@ class DeadLetterQueue:
         except BaseException:  # noqa: BLE001, S110 - a store of the user may raise anything; figures must come out
             pass
         return self._size, self._evicted
+
+    def by_reason(self) -> dict[str, int]:
+        """Return how many letters there are for each reason, without a look at any letter that is kept in memory.
+
+        It raises nothing but ``KeyboardInterrupt``: where the store cannot be looked through, it is empty.
+        """
+        try:
+            if isinstance(self._store, MemoryStore):
+                return self._store.by_reason()
+            return dict(Counter([letter.reason._value_ for letter in self._store]))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - a store of the user may raise anything; figures must come out
+            return {}
 
     @property
     def evicted(self) -> int:

@@ -91,7 +91,8 @@ class WrongLoopError(AperionError, RuntimeError):
 
     def __init__(self, method: str, *, inside: bool = False) -> None:
         where = "on the thread of" if inside else "outside"
-        advice = "use emit() there" if inside else "use emit_from_thread() from other threads and loops"
+        twin = method.removesuffix("_from_thread")
+        advice = f"use {twin}() there" if inside else "use emit_from_thread() from other threads and loops"
         super().__init__(f"{method}() was called {where} the event loop that this bus runs on; {advice}")
 
 
@@ -152,6 +153,15 @@ class ThreadsExhaustedError(AperionError, RuntimeError):
 
 class NotDeliveredError(AperionError):
     """The error of a delivery that the bus gave up: it drained, or its deadline passed."""
+
+
+class KilledError(AperionError):
+    """The error of a delivery whose handler has taken the process down too often; see ``SQLiteJournal(max_starts=)``."""
+
+    def __init__(self, subscription: str, starts: int) -> None:
+        super().__init__(f"the process died {starts} times while {subscription} ran; it is not started again")
+        self.subscription = subscription
+        self.starts = starts
 
 
 class EngineError(AperionError, RuntimeError):
@@ -222,6 +232,28 @@ class AuditUnavailable(AuditError, OSError):  # noqa: N818 - reads as a state, t
         self.reason = reason
 
 
+class JournalError(AperionError):
+    """The root of what can go wrong with the journal."""
+
+
+class JournalUnavailable(JournalError, OSError):  # noqa: N818 - reads as a state, the way operators name it
+    """Raised by ``emit`` when the journal cannot keep the event, which is not accepted then.
+
+    Also where a bus starts and its journal cannot be opened.
+    """
+
+    def __init__(self, path: object, reason: str, *, opening: bool = False) -> None:
+        what = "opened" if opening else "written"
+        follows = (
+            "so the bus did not start; fix that, or use another folder"
+            if opening
+            else "so the event was not accepted; free the disk or fix the file, then emit again"
+        )
+        super().__init__(f"the journal {path} cannot be {what} ({reason}), {follows}")
+        self.path = path
+        self.reason = reason
+
+
 class ApplicationError(AperionError):
     """Raised when an application cannot be found, imported or started."""
 
@@ -281,6 +313,7 @@ _INSTEAD: Final = {
     "max_log_files": "pass audit=AuditLog(path, rotation=Rotation(keep=...))",
     "max_log_size_bytes": "pass audit=AuditLog(path, rotation=Rotation(max_bytes=...))",
     "max_workers": "the number of threads is max_concurrent_handlers=",
+    "span_name": "the option is name=",
     "validate_events": "names are always checked; naming=Naming(...) says how",
     "validator": "names are always checked; naming=Naming(...) says how",
     "wait_for_handlers": "wait with 'await receipt.settled()' for what emit() returns, or use 'await bus.dispatch(...)'",

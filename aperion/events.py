@@ -9,8 +9,8 @@ from datetime import datetime
 from inspect import signature
 from pathlib import PurePath
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import orjson
 import pydantic
@@ -22,11 +22,11 @@ from typing_extensions import TypeVar
 from aperion._frozen import Freezer, FrozenDict
 from aperion._plain import Plain, moment_text
 from aperion._restored import restored
-from aperion.errors import ConfigurationError, PayloadError, SerializationError, shown
+from aperion.errors import ConfigurationError, PayloadError, SerializationError, positive, shown
 from aperion.naming import EVENT_TYPE_PATTERN, is_valid_event_type
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 P = TypeVar("P", default=Any, covariant=True)  # noqa: PLC0105 - users read Event[P]
 
@@ -71,16 +71,52 @@ class Payload(BaseModel):
 
     event_type: ClassVar[str] = ""
 
-    def __init_subclass__(cls, type: str | None = None, **kwargs: Any) -> None:  # noqa: A002 - the public face
+    def __init_subclass__(cls, type: str | None = None, version: int = 1, **kwargs: Any) -> None:  # noqa: A002 - the public face
         """Register the model under its event type.
+
+        Args:
+            type: the event type.
+            version: counts the changes after which older payloads do not fit any more; see ``upcaster``.
+            kwargs: what pydantic takes.
 
         Raises:
             ConfigurationError: for a type that is no event type, or that another model has.
         """
         super().__init_subclass__(**kwargs)
         cls.event_type = ""
+        positive("version", version, whole=True)
+        _VERSIONS[cls] = Versions(version)
         if type is not None:
             _register(cls, type)
+
+    @classmethod
+    def upcaster(cls, *, from_version: int) -> Callable[[Upcast], Upcast]:
+        """Decorate a function that makes of the fields of one version those of the next.
+
+        It is called with the fields of a payload that was written before, by a journal or into a line, and returns
+        them as the next version has them; the model validates what comes out at the end.
+
+        >>> class UserMoved(Payload, type="user.moved", version=2):
+        ...     city: str
+        >>> @UserMoved.upcaster(from_version=1)
+        ... def town_is_city(fields):
+        ...     return {"city": fields["town"]}
+
+        Raises:
+            ConfigurationError: for a version that is not before that of the model, or that has one already.
+        """
+        versions = version_of(cls)
+
+        def decorate(upcast: Upcast) -> Upcast:
+            if not 1 <= from_version < versions.number or from_version in versions.upcasts:
+                raise ConfigurationError(
+                    f"from_version={from_version!r} makes no sense for {cls.__qualname__}: its version is {versions.number}, "
+                    f"and there are upcasters from {sorted(versions.upcasts) or 'none'}"
+                )
+            versions.upcasts[from_version] = upcast
+            return upcast
+
+        return decorate
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -98,6 +134,60 @@ class Payload(BaseModel):
         """Copy, without validating ``update``; ``emit`` validates it after all."""
         twin = super().model_copy(update=update, deep=deep)
         return _marked(twin) if update else twin
+
+
+Upcast: TypeAlias = "Callable[[dict[str, Any]], Mapping[str, Any]]"
+
+
+class Versions:
+    """The version of a model, and what leads to it from earlier ones."""
+
+    # Mutable: the functions, while modules are loaded.
+    __slots__ = ("number", "upcasts")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.upcasts: dict[int, Upcast] = {}
+
+
+_VERSIONS: WeakKeyDictionary[type, Versions] = WeakKeyDictionary()  # no attributes: fields may have any name
+
+
+def version_of(model: type) -> Versions:
+    """Return the version of a model."""
+    return _VERSIONS.get(model) or Versions(1)
+
+
+def upcast(model: type[Payload], payload: Any, version: object, event_type: str) -> Any:
+    """Return a payload of an earlier version as the model has it now.
+
+    Raises:
+        SerializationError: where no function leads there, or one raises.
+    """
+    versions = version_of(model)
+    if version == versions.number:
+        return payload
+    if not isinstance(version, int) or not 1 <= version < versions.number:
+        raise SerializationError(
+            f"the payload of {event_type!r} is of version {shown(version)}, and its model knows {versions.number}",
+            event_type=event_type,
+        )
+    for number in range(version, versions.number):
+        step = versions.upcasts.get(number)
+        if step is None:
+            raise SerializationError(
+                f"nothing leads from version {number} of {event_type!r} to the next; "
+                f"write @{model.__name__}.upcaster(from_version={number})",
+                event_type=event_type,
+            )
+        try:
+            payload = step(dict(payload))
+        except Exception as error:
+            raise SerializationError(
+                f"the upcaster of {event_type!r} from version {number} raised {type(error).__name__}",
+                event_type=event_type,
+            ) from error
+    return payload
 
 
 _MODELS: WeakValueDictionary[str, type[Payload]] = WeakValueDictionary()
@@ -283,7 +373,8 @@ class Event(_Fields, Generic[P]):
         notes = plain.notes
         if notes and isinstance(self.payload, Payload) and _restores_itself(self.payload, self.event_type, plain):
             notes = {}
-        return _written(self, plain.value, notes).decode()
+        version = version_of(type(self.payload)).number if isinstance(self.payload, Payload) else 1
+        return _written(self, plain.value, notes if version == 1 else {**notes, "version": version}).decode()
 
     def _plain(self) -> Plain:
         try:
@@ -299,13 +390,15 @@ class Event(_Fields, Generic[P]):
             SerializationError: for a line that is not such a JSON object, or whose notes do not fit its payload.
             PayloadError: for a payload that its model refuses.
         """
-        fields = _parsed(line)
+        fields = parsed(line)
         event_type, types, key_types = fields["event_type"], fields.get("types", {}), fields.get("key_types", {})
         payload = restored(fields["payload"], types, key_types, event_type)
         model = model_for(event_type)
         # Strictness is for what users hand in: a set has become a frozenset since.
         strict = False if types or key_types else None
-        fields["payload"] = _validated_by_name(model, event_type, payload, strict=strict) if model else payload
+        if model is not None:
+            payload = upcast(model, payload, fields.get("version", 1), event_type)
+        fields["payload"] = validated_by_name(model, event_type, payload, strict=strict) if model else payload
         return Event(**{name: fields[name] for name in _PUBLIC if name in fields})
 
 
@@ -397,9 +490,7 @@ def validated(model: type[Payload], event_type: str, payload: object) -> Payload
         raise payload_error(event_type, error) from None
 
 
-def _validated_by_name(
-    model: type[Payload], event_type: str, payload: object, *, strict: bool | None = None
-) -> Payload:
+def validated_by_name(model: type[Payload], event_type: str, payload: object, *, strict: bool | None = None) -> Payload:
     """Do what ``validated`` does for fields under their own names, as lines have them, whatever their aliases."""
     try:
         return model.model_validate(payload, strict=strict, **_BY_NAME)
@@ -474,7 +565,7 @@ def _restores_itself(payload: Payload, event_type: str, plain: Plain) -> bool:
     """Tell whether a model makes of the plain form what was there, kind by kind."""
     try:
         fields = from_json(to_json(plain.value))
-        again = Freezer(event_type).freeze(_validated_by_name(type(payload), event_type, fields))
+        again = Freezer(event_type).freeze(validated_by_name(type(payload), event_type, fields))
         twin = Plain(again, models=True)
         return twin.notes == plain.notes and to_json(twin.value) == to_json(plain.value)
     except Exception:  # noqa: BLE001 - a validator of the user may raise anything; notes are right for sure
@@ -485,7 +576,12 @@ def _restore(*values: Any) -> Event[Any]:
     return Event(**dict(zip(_PUBLIC, values, strict=True)))
 
 
-def _parsed(line: str | bytes) -> dict[str, Any]:
+def parsed(line: str | bytes) -> dict[str, Any]:
+    """Return the fields of an event from a line of JSON.
+
+    Raises:
+        SerializationError: for a line that is no event.
+    """
     try:
         fields = from_json(line)  # keeps integers beyond 64 bits, which orjson turns into floats
     except ValueError as error:

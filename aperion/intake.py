@@ -88,6 +88,7 @@ class Details(NamedTuple):
     headers: Mapping[str, str] | None = None
     event_id: str | None = None
     timestamp: float | None = None
+    durable: bool = True
 
 
 _NO_DETAILS = Details()
@@ -102,6 +103,7 @@ class EventDetails(TypedDict, total=False):
     ``headers``: text by text, for what travels along.
     ``event_id``: the id; a new one by default. For events that come from elsewhere.
     ``timestamp``: seconds since the epoch; now by default.
+    ``durable``: False keeps the event out of the journal of the bus, if it has one.
     """
 
     key: str | None
@@ -110,6 +112,7 @@ class EventDetails(TypedDict, total=False):
     headers: Mapping[str, str] | None
     event_id: str | None
     timestamp: float | None
+    durable: bool
 
 
 class Known(NamedTuple):
@@ -180,6 +183,10 @@ class Intake:
             return make_event(event_type, value, None, None, None, 0, None, _NO_HEADERS, opaque)
         return self._inside(here, event_type, value, opaque, _NO_DETAILS)
 
+    def check_type(self, event_type: object) -> None:
+        """Raise the ``EventTypeError`` with which an event of this type would be refused, whatever its payload is."""
+        self._know(event_type)
+
     def adopt(self, original: Event[Any], processed: Event[Any]) -> Event[Any]:
         """Return what a processor made of an event, with the line of causes that it may have left out.
 
@@ -195,6 +202,22 @@ class Intake:
         if original._cascade is not processed._cascade:
             set_cascade(processed, original._cascade)
         return processed
+
+    def relayed(self, event: Event[Any]) -> Event[Any]:
+        """Return an event that was made elsewhere, if it is one that this bus accepts; it keeps its id and its causes.
+
+        Raises:
+            ValidationError: one of its kinds.
+            CascadeError: for one generation too many.
+        """
+        details = Details(event.key, event.source, event.correlation_id, event.headers, event.event_id, event.timestamp)
+        event_type, value = self._checked(event.event_type, event.payload)
+        value, opaque = self._safe(event_type, value)
+        if event.hops > self.max_hops:
+            raise CascadeError(f"generation {event.hops} is more than max_hops={self.max_hops} allows", [event_type])
+        return self._detailed(event_type, value, opaque, details, None).replace(
+            causation_id=event.causation_id, hops=event.hops
+        )
 
     def rejected(self, subject: object, payload: object, details: Mapping[str, Any]) -> Event[Any]:
         """Return a stand-in for an event that was refused, with as much of the payload as can be kept."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Unpack
 
+    from aperion.engine.flight import Flight
     from aperion.events import Event, Payload
     from aperion.intake import EventDetails
     from aperion.observers.emission import Emission
@@ -29,8 +30,14 @@ class Host(Protocol):
     ) -> tuple[Event[Any] | Receipt, Emission | None]:
         """Make an event, and begin to watch it."""
 
-    async def _accept(self, event: Event[Any]) -> None:
-        """Accept an event that was made before."""
+    async def _accept(self, event: Event[Any]) -> Flight:
+        """Accept an event that was made before, without waiting for the disk."""
+
+    def _commit(self) -> None:
+        """Have what was accepted so far brought to the disk, in one go."""
+
+    async def _accepted(self, flight: Flight) -> None:
+        """Wait until the disk has an event, where that is asked for."""
 
     def _discard(self, event: Event[Any], policy: str) -> None:
         """Drop an event that was made before, visibly."""
@@ -108,21 +115,40 @@ class Outbox:
     async def flush(self) -> None:
         """Have the bus accept what is held, in order; waits as ``emit`` does. Leaving the block does it.
 
+        A journal keeps all of it in one commit, as far as the bus has room for it at once.
+
         Raises:
             BackpressureError: and what else ``emit`` raises once an event is made. Those before that event
                 are accepted, and those after it discarded.
+            JournalUnavailable: when the disk refuses them, all of one commit; so for ``AuditUnavailable``.
         """
-        while self._held:
-            event, emission = self._held.pop(0)
+        accepted: list[tuple[Flight, Emission | None]] = []
+        failure: BaseException | None = None
+        try:
+            while self._held:
+                event, emission = self._held.pop(0)
+                try:
+                    accepted.append((await self._host._accept(event), emission))
+                except BaseException as error:
+                    if emission is not None:
+                        emission.refused(error)
+                    raise
+        except BaseException as error:  # noqa: BLE001 - raised once those before it are on the disk
+            failure = error
+            self.discard()
+        self._host._commit()
+        for flight, emission in accepted:
             try:
-                await self._host._accept(event)
-            except BaseException as error:
+                await self._host._accepted(flight)
+            except BaseException as error:  # noqa: BLE001 - raised below
+                failure = failure or error
                 if emission is not None:
                     emission.refused(error)
-                self.discard()
-                raise
-            if emission is not None:
-                emission.ended()
+            else:
+                if emission is not None:
+                    emission.ended()
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Drop what is held, and take no more."""

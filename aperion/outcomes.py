@@ -36,6 +36,8 @@ class FailureReason(enum.Enum):
     THREADS_EXHAUSTED = "threads_exhausted"
     NOT_FINISHED = "not_finished"
     ENGINE_ERROR = "engine_error"
+    KILLED = "killed"
+    SCHEMA = "schema"
 
 
 @dataclass(frozen=True, slots=True)

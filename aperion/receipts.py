@@ -21,6 +21,10 @@ class Ticket(Protocol):
     dropped: bool
     settled: bool
 
+    @property
+    def duplicate(self) -> bool:
+        """Whether an event with this id was accepted before."""
+
     def outcomes(self) -> Outcomes:
         """Return the outcomes there are."""
 
@@ -73,7 +77,7 @@ class Receipt:
     @property
     def duplicate(self) -> bool:
         """Whether an event with this id was accepted before; a bus without a journal never looks."""
-        return False
+        return self._ticket.duplicate
 
     @property
     def is_settled(self) -> bool:

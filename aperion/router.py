@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Never, Protocol, TypeAlias, TypedDict, TypeVar, overload
 from weakref import WeakSet
 
 from aperion._recent import Recent
@@ -47,6 +47,8 @@ class SubscriptionOptions(TypedDict, total=False):
     ``where``: a filter; an event for which it returns something false is skipped.
     ``metadata``: kept on the subscription, not interpreted.
     ``isolation``: ``"thread"`` (default) or ``"process"``: where a sync handler runs.
+    ``durable``: whether the journal of the bus, if it has one, keeps deliveries for the next process; True by default.
+    ``aliases``: names that it had before; what a journal has kept for them is delivered here.
     """
 
     name: str
@@ -55,6 +57,8 @@ class SubscriptionOptions(TypedDict, total=False):
     where: Filter
     metadata: Mapping[str, Any]
     isolation: Literal["thread", "process"]
+    durable: bool
+    aliases: Iterable[str]
 
 
 class Router:
@@ -130,6 +134,7 @@ class Router:
         handler: Handler[Any],
         event_types: Wanted | Iterable[Wanted],
         priority: int = DEFAULT_PRIORITY,
+        *wrong: Never,
         **options: Unpack[SubscriptionOptions],
     ) -> Subscription:
         """Deliver matching events to a handler from now on.
@@ -141,6 +146,7 @@ class Router:
             handler: what to call.
             event_types: a pattern, a model, or a list of them.
             priority: higher runs earlier; equal ones run in the order in which they were made.
+            wrong: nothing more is taken by position.
             options: see ``SubscriptionOptions``.
 
         Raises:
@@ -149,6 +155,10 @@ class Router:
             UnknownEventTypeError: for a type that no model has, where the naming policy minds.
             ConfigurationError: for an option that makes no sense, or a name that is taken.
         """
+        if wrong:
+            raise TypeError(
+                "subscribe() takes a handler, event types and a priority by position, and the rest by name, such as metadata={...}"
+            )
         check_options("subscribe", options, SubscriptionOptions.__annotations__)
         if not isinstance(priority, int) or isinstance(priority, bool):
             raise ConfigurationError(f"priority={priority!r} makes no sense; it is a whole number, higher runs earlier")
@@ -203,6 +213,11 @@ class Router:
         """Return the subscriptions of a name: one, or those of a function that several kinds of events go to."""
         with self._lock:
             return list(dict.fromkeys(chain(*self._by_name.get(name, {}).values())))
+
+    def once_named(self, name: str) -> list[Subscription]:
+        """Return the subscriptions of a name, or else those that had it before."""
+        with self._lock:
+            return self.named(name) or [each for each in self._subscriptions if name in each.aliases]
 
     def _found(self, event_type: str) -> tuple[Subscription, ...]:
         with self._lock:
@@ -335,6 +350,8 @@ def _make(  # noqa: PLR0913 - one argument for each option
     where: Filter | None = None,
     metadata: Mapping[str, Any] | None = None,
     isolation: str = "thread",
+    durable: bool = True,
+    aliases: Iterable[str] = (),
 ) -> Subscription:
     kind = _kind(handler, isolation)
     if timeout is not None:
@@ -348,6 +365,8 @@ def _make(  # noqa: PLR0913 - one argument for each option
             f"where={shown(where)} is async, and its answer would always count as yes; pass a plain function, "
             "and let the handler decide what has to be awaited"
         )
+    if not isinstance(durable, bool):
+        raise ConfigurationError(f"durable={shown(durable)} makes no sense; pass True or False")
     if name is not None and (not isinstance(name, str) or not name.strip()):
         raise ConfigurationError(f"name={shown(name)} makes no sense; pass a non-empty string")
     return Subscription(
@@ -361,7 +380,16 @@ def _make(  # noqa: PLR0913 - one argument for each option
         retry=retry,
         where=where,
         metadata=metadata,
+        durable=durable,
+        aliases=_names("aliases", aliases),
     )
+
+
+def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:
+    found = () if isinstance(names, str) else tuple(names)
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in found):
+        raise ConfigurationError(f"{option}={shown(names)} makes no sense; pass a list of names")
+    return found
 
 
 def handler_name(handler: object) -> str:

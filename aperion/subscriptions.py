@@ -108,7 +108,9 @@ class Subscription:
             "_paused",
             "_removed",
             "_twins",
+            "aliases",
             "direct",
+            "durable",
             "handler",
             "is_named",
             "kind",
@@ -130,6 +132,8 @@ class Subscription:
         metadata: Mapping[str, Any] | None = None,
         origin: Subscription | None = None,
         is_named: bool = False,
+        durable: bool = True,
+        aliases: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.is_named = is_named  # by the user, and not for its function
@@ -141,6 +145,8 @@ class Subscription:
         self.retry = retry
         self.where = where
         self.metadata = dict(metadata or {})
+        self.durable = durable  # whether the journal keeps its deliveries
+        self.aliases = aliases  # names that it had, whose deliveries in a journal are its own
         self.origin = origin
         self.open = True
         self.run: Any = None  # what the bus puts around the handler; None calls it as it is
@@ -207,6 +213,8 @@ class Subscription:
             retry=self.retry,
             where=self.where,
             metadata=self.metadata,
+            durable=self.durable,
+            aliases=self.aliases,
             origin=self,
         )
         twin.set_paused(paused=self._paused)

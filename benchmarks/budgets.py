@@ -128,6 +128,25 @@ BUDGETS = (
         show=times,
         floor=True,
     ),
+    *(
+        Budget(
+            what=f"handled with a journal, {at_once} at once, against SQLite by hand",
+            figure=ours(f"durable_{at_once}", "share"),
+            limit=0.5,
+            show=times_exactly,
+            floor=True,
+        )
+        for at_once in (1, 16, 256)
+    ),
+    Budget(
+        what="256 at once, against a commit each", figure=ours("durable_256", "ahead"), limit=8, show=times, floor=True
+    ),
+    Budget(
+        what="emit with 16 at once, p99, against fdatasync", figure=ours("durable_16", "slower"), limit=5, show=times
+    ),
+    Budget(
+        what="process against disk, 16 at once", figure=ours("durable_16", "faster"), limit=3, show=times, floor=True
+    ),
     Budget(what="one event of many found", figure=ours("audit_search", "ns"), limit=150e6, show=nanoseconds),
     Budget(what="memory for finding it", figure=ours("audit_search", "bytes"), limit=50e6, show=size),
     Budget(

@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import aperion
 from benchmarks.loops import bare_loop, idle_handlers
+from benchmarks.payloads import MOST, SORTS, payloads
 from benchmarks.peers import aperion as ours
 from benchmarks.timing import steady_collector
 from benchmarks.wiring import CLEAN, PRIVATE, SMALL, Form, Wiring
@@ -88,6 +90,23 @@ async def _redactor() -> AsyncIterator[Batch]:
     yield batch
 
 
+def _redacting(sort: str) -> Subject:
+    @asynccontextmanager
+    async def subject() -> AsyncIterator[Batch]:
+        redact, waiting = (
+            aperion.Redactor().redact,
+            iter(payloads(sort, WARM_UP + MOST)),
+        )  # as many, however many are counted
+
+        async def batch(count: int) -> None:
+            for payload in islice(waiting, count):
+                redact(payload)
+
+        yield batch
+
+    return subject
+
+
 def _dispatching(*, handlers: int = 1, log: bool = False, **options: Any) -> Subject:
     @asynccontextmanager
     async def subject() -> AsyncIterator[Batch]:
@@ -134,6 +153,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "redact": _dispatching(load=CLEAN, log=True, redact=True),
     "private": _dispatching(load=PRIVATE, log=True, redact=True),
     "redactor": _redactor,
+    **{f"redact_{sort}": _redacting(sort) for sort in SORTS},
 }
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.budgets import COUNTS, OURS, verdicts
 from benchmarks.outside import FLOOR
+from benchmarks.payloads import MOST, SORTS
 from benchmarks.report import failures, table
 from benchmarks.results import Results
 from benchmarks.runner import DEADLINE, ROOT
@@ -55,6 +56,10 @@ ROWS: Mapping[str, Row] = {
     "redact": Row(what="with log and redaction, nothing to hide"),
     "private": Row(what="with log and redaction, much to hide"),
     "redactor": Row(what="a disabled redactor alone"),
+    **{
+        f"redact_{name}": Row(what=f"the redactor alone, {sort.what}", few=100, many=MOST)
+        for name, sort in SORTS.items()
+    },
     "import": Row(what="import aperion, against what it needs anyway (floor)", few=0, many=0),
 }
 

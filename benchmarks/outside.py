@@ -9,8 +9,10 @@ import sys
 from statistics import median
 from subprocess import run
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from benchmarks.payloads import SORTS
+from benchmarks.payloads import payloads as payloads_of
 from benchmarks.wiring import CLEAN, PRIVATE, UnsupportedError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.scale import Scale
     from benchmarks.wiring import Peer
 
+FRESH = 50  # payloads of a sort that are made at once
 PATIENCE_NS = 200_000_000
 # What a program loads that imports what this bus is built on, and makes one model.
 FLOOR = """
@@ -67,6 +70,27 @@ async def payloads(peer: Peer, scale: Scale) -> dict[str, float]:
         count += 1
     seconds = spent / 1e9
     return {"rate": count * len(loads) / seconds, "bytes": count * length / seconds}
+
+
+async def sorts(peer: Peer, scale: Scale) -> dict[str, float]:
+    """Redact payloads of several sorts, every one different, without a bus."""
+    if peer.redact is None:
+        raise UnsupportedError("has no redactor")
+    return {sort: _per_payload(peer.redact, sort, scale.seconds) for sort in SORTS}
+
+
+def _per_payload(redact: Callable[[dict[str, Any]], object], sort: str, seconds: float) -> float:
+    """Return the nanoseconds for one of as many payloads as the time allows."""
+    for payload in payloads_of(sort, FRESH, series=-1):
+        redact(payload)
+    count = spent = 0
+    while spent < seconds * 1e9 / len(SORTS):
+        for payload in payloads_of(sort, FRESH, series=count):
+            started = perf_counter_ns()
+            redact(payload)
+            spent += perf_counter_ns() - started
+        count += FRESH
+    return spent / count
 
 
 async def hostile_text(peer: Peer, scale: Scale) -> dict[str, float]:

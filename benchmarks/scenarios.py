@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import archive, audit, memory, outside, speed, watched
+from benchmarks import archive, audit, durable, memory, outside, speed, watched
 from benchmarks.scale import Scale
 from benchmarks.wiring import CLEAN, PRIVATE, Form, Peer
 
@@ -97,6 +97,20 @@ _RECORDED = (
     Column("many", "100 emitters", rate),
     Column("alone", "the log alone", rate),
     Column("append", "append", rate),
+)
+_DURABLE = (
+    Column("share", "× by hand", times_exactly),
+    Column("bus", "events/s", rate),
+    Column("raw", "by hand", rate),
+    Column("plain", "a commit each", rate),
+    Column("ahead", "× a commit each", times),
+    Column("process", "at process", rate),
+    Column("faster", "process × disk", times),
+    Column("bus_p99", "emit p99", nanoseconds),
+    Column("slower", "× fdatasync p99", times),
+    Column("bus_bytes", "disk an event", size),
+    Column("persistqueue", "persist-queue", rate),
+    Column("litequeue", "litequeue", rate),
 )
 
 _ALL = (
@@ -217,18 +231,30 @@ _ALL = (
     ),
     Scenario(
         name="audit_files",
-        title="what is done with the files of a log, beside nothing but SHA-256 over their lines",
+        title="what is done with the files of a log, beside nothing but SHA-256, or orjson.loads, of their lines",
         measure=archive.tending,
         columns=(
             Column("ratio", "verify × SHA-256", times),
             Column("verified", "verify", speed_of),
             Column("sha256", "SHA-256", speed_of),
+            Column("read_ratio", "read × orjson", times),
             Column("read", "read", speed_of),
+            Column("parsed", "orjson", speed_of),
             Column("indexed", "index", speed_of),
             Column("gzip", "gzip, index", speed_of),
             Column("zstd", "zstd, index", speed_of),
         ),
         once=True,
+    ),
+    *(
+        Scenario(
+            name=f"durable_{at_once}",
+            title=f"with a journal, {at_once} at once, 300 bytes: emitted, handled and gone, in turns with SQLite by hand",
+            measure=durable.handled(at_once),
+            columns=_DURABLE,
+            most_first=True,
+        )
+        for at_once in (1, 16, 256)
     ),
     Scenario(
         name="redact",
@@ -248,6 +274,19 @@ _ALL = (
         measure=outside.payloads,
         columns=(Column("rate", "payloads", rate), Column("bytes", "bytes a second", size)),
         most_first=True,
+    ),
+    Scenario(
+        name="redactor_sorts",
+        title="the redactor alone, payloads of several sorts, every one different; those with notes have much to hide",
+        measure=outside.sorts,
+        columns=(
+            Column("order", "order", nanoseconds),
+            Column("webhook", "webhook", nanoseconds),
+            Column("log", "log line", nanoseconds),
+            Column("private_1", "one note", nanoseconds),
+            Column("private_8", "8 notes", nanoseconds),
+            Column("private_64", "64 notes", nanoseconds),
+        ),
     ),
     Scenario(
         name="hostile",

@@ -136,16 +136,19 @@ class About:
 
 
 Connect = Callable[[Wiring], AbstractAsyncContextManager[Driver]]
+# Takes an event in so that it is not lost, and returns what waits until it is handled and gone.
+Durable = Callable[[], Awaitable[Callable[[], Awaitable[Any]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One adapter: what it is about, how to set it up, and its redactor, if it has one."""
+    """One adapter: what it is about, how to set it up, and what it has beside: a redactor, a journal in a folder."""
 
     about: About
     connect: Connect
     redact_text: Callable[[str], object] | None = None
     redact: Callable[[dict[str, Any]], object] | None = None
+    durable: Callable[[Path, str], AbstractAsyncContextManager[Durable]] | None = None
     imports: bool = True
 
 

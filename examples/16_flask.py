@@ -10,27 +10,19 @@ Prints:
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from anyio.from_thread import start_blocking_portal
 from flask import Flask
 
 import aperion
+from aperion.blocking import EventBus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-bus = aperion.EventBus(overflow_policy="raise")
+bus = EventBus(overflow_policy="raise")
 app = Flask(__name__)
-
-
-@contextmanager
-def in_background(bus: aperion.EventBus) -> Iterator[None]:
-    """Run a bus on an event loop in a thread of its own, until the block is left; that drains it."""
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(bus):
-        yield
 
 
 def correlated(serve: WSGIApplication) -> WSGIApplication:
@@ -56,9 +48,8 @@ app.wsgi_app = correlated(app.wsgi_app)  # type: ignore[method-assign]  # as Fla
 
 @app.post("/orders/<int:number>")
 def place_order(number: int) -> tuple[str, int]:
-    """Emit, which takes as long as the bus takes to accept; or wait for the handlers as well."""
-    receipt = bus.emit_from_thread("order.placed", {"number": number}, timeout=5)
-    receipt.settled_from_thread(timeout=30).raise_for_failures()
+    """Emit and wait for the handlers; ``bus.emit`` returns as soon as the event is accepted."""
+    bus.emit_and_wait("order.placed", {"number": number}, timeout=30).raise_for_failures()
     return "", 201
 
 
@@ -72,7 +63,7 @@ def send_mail(event: aperion.Event[Any]) -> None:
 
 def main() -> None:
     """Do what a server does, with two requests."""
-    with in_background(bus), app.test_client() as client:
+    with bus, app.test_client() as client:
         answers = [client.post(f"/orders/{number}", headers={"X-Correlation-ID": f"req-{number}"}) for number in (1, 2)]
     for number, answer in enumerate(answers, 1):
         print(f"POST /orders/{number}: {answer.status_code}, the id is {answer.headers['X-Correlation-ID']}")

@@ -9,31 +9,21 @@ Prints:
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import django
-from anyio.from_thread import start_blocking_portal
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import path
 
 import aperion
+from aperion.blocking import EventBus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-bus = aperion.EventBus(overflow_policy="raise")
-_running = contextlib.ExitStack()
-
-
-def start_bus() -> None:
-    """Run the bus until the process ends, which drains it; call it in AppConfig.ready(), once for each worker."""
-    portal = _running.enter_context(start_blocking_portal())
-    _running.enter_context(portal.wrap_async_context_manager(bus))
-    atexit.register(_running.close)
+bus = EventBus(overflow_policy="raise")  # starts in each worker with its first event, and drains when that ends
 
 
 def correlation(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
@@ -51,7 +41,7 @@ def correlation(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable
 
 def place_order(_request: HttpRequest, number: int) -> HttpResponse:
     """Emit; with a database, in transaction.on_commit, so that nobody hears of what was rolled back."""
-    bus.emit_from_thread("order.placed", {"number": number}, timeout=5)
+    bus.emit("order.placed", {"number": number})
     return HttpResponse(status=201)
 
 
@@ -69,9 +59,8 @@ def main() -> None:
     """Do what a server does, with one request."""
     settings.configure(ROOT_URLCONF=__name__, MIDDLEWARE=[f"{__name__}.correlation"], ALLOWED_HOSTS=["*"])
     django.setup()
-    start_bus()
     answer = Client().post("/orders/1", headers={"X-Correlation-ID": "req-1"})
-    _running.close()
+    bus.close()
     print(f"POST /orders/1: {answer.status_code}, the id is {answer['X-Correlation-ID']}")
     print(*mails, sep="\n")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Never, ParamSpec, TypeVar, overload
 
 from aperion._telemetry import configured
-from aperion.errors import ConfigurationError, shown
+from aperion.errors import ConfigurationError, check_options, shown
 from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def traced(
     name: str | None = None,
     kind: Kind | SpanKind = "internal",
     attributes: Mapping[str, object] | None = None,
+    **unknown: Never,
 ) -> Callable[..., Any]:
     """Put a span around each call of a function: ``@traced`` or ``@traced(name="charge card")``.
 
@@ -50,14 +51,18 @@ def traced(
         name: of the span; the qualified name of the function if None.
         kind: of the span: one of OpenTelemetry's, or its name in lower case.
         attributes: of the span; texts are redacted.
+        unknown: nothing else.
 
     Raises:
         ConfigurationError: for what cannot be called, or another kind.
+        TypeError: for an option that there is not.
     """
+    check_options("traced", unknown, ("name", "kind", "attributes"))
     if function is None:
         return functools.partial(traced, name=name, kind=kind, attributes=attributes)
     if not callable(function):
-        raise ConfigurationError(f"traced() decorates a function, not {shown(function)}")
+        named = f"; for a span of that name, write @traced(name={shown(function)})" if isinstance(function, str) else ""
+        raise ConfigurationError(f"traced() decorates a function, not {shown(function)}{named}")
     around = _Around(name or str(getattr(function, "__qualname__", type(function).__qualname__)), kind, attributes)
     if inspect.isasyncgenfunction(function):
         return around.async_generator(function)

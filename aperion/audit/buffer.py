@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from pathlib import Path
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from aperion.audit.parts import Parts
 
@@ -43,8 +43,20 @@ class Buffer:
 
     # Mutable: with which parts it is open, what is counted, and who waits.
     __slots__ = (
-        *("_crowd", "_fails", "_half", "_largest", "_loop", "_missed", "_parts", "_path", "_purge_at", "_put"),
-        *("_stood_at", "_waiting", "is_open", "missing", "records"),
+        *(
+            "_crowd",
+            "_fails",
+            "_half",
+            "_is_plain",
+            "_largest",
+            "_loop",
+            "_missed",
+            "_moved_at",
+            "_moved_to",
+            "_parts",
+            "_path",
+        ),
+        *("_purge_at", "_put", "_ring", "_stood_at", "_waiting", "is_open", "missing", "records"),
     )
 
     def __init__(self, path: Path, capacity: int, *, fails: bool) -> None:
@@ -53,29 +65,32 @@ class Buffer:
         self._largest = capacity // 2 - _GAP
         self._fails = fails
         self.is_open = False
+        self._is_plain = False  # whether the next record goes into the ring as it is, with nothing before it
         self.records = self.missing = 0
         self._missed: Missed | None = None
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # emitters; bounded by their number
         self._purge_at = _MANY
         self._crowd: dict[asyncio.Future[None], None] = {}  # those who wait for room, in order; bounded likewise
-        self._stood_at = -1
+        self._stood_at = self._moved_to = -1
+        self._moved_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._parts: Parts | None = None
+        self._ring: Any = None  # that of the parts, where it is plain
         self._put: Callable[[bytes], None] = self.refuse
 
     def open(self, parts: Parts, loop: asyncio.AbstractEventLoop) -> None:
         """Take records from now on."""
-        self._parts, self._loop = parts, loop
+        self._parts, self._ring, self._loop = parts, parts.ring, loop
         self.records = self.missing = 0
         self._missed = None
-        self._stood_at = -1
+        self._stood_at = self._moved_to = -1
         self._put = parts.ring.put
-        self.is_open = True
+        self.is_open = self._is_plain = True
         parts.writer.on_progress = self._progressed
 
     def close(self) -> None:
         """Refuse from now on; what is on its way stays so."""
-        self.is_open = False
+        self.is_open = self._is_plain = False
         self._put = self.refuse
 
     def let_go(self, lost: int) -> None:
@@ -86,7 +101,7 @@ class Buffer:
 
     def abandon(self) -> None:
         """Refuse from now on, in a forked child, and forget what the parent brings over."""
-        self.is_open = False
+        self.is_open = self._is_plain = False
         self._put = self._refuse_in_child
         if self._parts is not None:
             self._parts.spill.clear()
@@ -99,6 +114,11 @@ class Buffer:
         Raises:
             AuditUnavailable: when there is no room, when the log cannot be written, and when it is not open.
         """
+        ring = self._ring
+        if self._is_plain and ring.head + len(line) <= ring.mark:  # so much fits into any ring
+            ring.store(line)
+            self.records += 1
+            return
         if len(line) > self._largest:
             line = record.shrunk(line)
         if self._missed is None:
@@ -107,28 +127,51 @@ class Buffer:
             self._put_after_gap(line, self._missed)
         self.records += 1
 
-    def append_owed(self, line: bytes) -> None:
-        """Take a record of what has happened already, and is not undone when it is refused.
+    def append_kept(self, line: bytes) -> None:
+        """Take a record that may wait behind the ring, of an event that is dispatched without it too.
 
         Raises:
-            AuditUnavailable: when the log cannot be written, when the disk is too far behind, and when it is not open.
+            AuditUnavailable: when the log cannot be written, when too much waits, and when it is not open.
         """
         try:
             self.append(line)
         except AuditUnavailable:
-            if self._parts is None or not self.is_open or not self._spilled(line, self._parts):
+            parts = self._parts
+            if parts is None or not parts.spill.takes(len(line)) or not self._spilled(line, parts):
                 raise
 
-    def refused(self, error: AuditUnavailable) -> None:
-        """Remember that a record was refused, for whoever looks at the state of the log."""
-        if self._parts is not None:
-            self._parts.writer.refused(error.reason)
+    def append_owed(self, line: bytes) -> None:
+        """Take a record of what has happened already, and is not undone when it is refused.
+
+        Raises:
+            AuditUnavailable: when the log cannot be written, when the disk stands still, and when it is not open.
+        """
+        ring = self._ring
+        if self._is_plain and ring.head + len(line) <= ring.mark:  # what append does, without the call
+            ring.store(line)
+            self.records += 1
+            return
+        try:
+            self.append(line)
+        except AuditUnavailable:
+            parts = self._parts
+            if parts is None or not self._spilled(line, parts):
+                raise
+
+    def refused(self, error: AuditUnavailable) -> bool:
+        """Remember that a record was refused; tell whether the log is to blame, and not the haste of whoever records."""
+        parts = self._parts
+        if parts is None:
+            return False
+        parts.writer.refused(error.reason)
+        return self.is_open and not (error.reason == parts.writer.full and self._gets_on(parts))
 
     def miss(self) -> None:
         """Count a record that could not be taken; the next one that is says so."""
         now = time_ns()
         missed = self._missed
         self.missing += 1
+        self._is_plain = False
         self._missed = Missed(missed.count + 1 if missed else 1, missed.since if missed else now, now)
         if missed is None:
             _log.error("audit log unavailable, records are missing", path=str(self._path))
@@ -144,6 +187,7 @@ class Buffer:
         self._missed = None
         if self._parts is not None:
             self._parts.ring.miss(None)
+            self._is_plain = not self._parts.spill.size
 
     def refuse(self, _line: bytes) -> None:
         """Refuse for a log that is not open."""
@@ -155,9 +199,15 @@ class Buffer:
     # Behind a ring that is full
 
     def _spilled(self, line: bytes, parts: Parts) -> bool:
-        """Keep a record behind the ring, where the disk gets on and is not too far behind."""
+        """Keep a record behind the ring, unless the log is closed or cannot be written, or the disk stands still.
+
+        While it gets on, all that the events in flight still owe has room here, which is what bounds it: as long
+        as anything waits, emitters do too, and who cannot wait is refused.
+        """
         spill, missed, now = parts.spill, self._missed, time_ns()
-        if parts.writer.failure is not None or not spill.takes(len(line)):
+        if not self.is_open or parts.writer.failure is not None:
+            return False
+        if not spill.takes(len(line)) and not self._gets_on(parts):
             return False
         if len(line) > self._largest:
             line = record.shrunk(line)
@@ -166,10 +216,17 @@ class Buffer:
         else:
             spill.push(_after_gap(line, missed), Missed(missed.count + 1, missed.since, now))
             self._tell_gap()
-        self._put = self._put_behind
+        self._put, self._is_plain = self._put_behind, False
         self.records += 1
         parts.writer.hurry()
         return True
+
+    def _gets_on(self, parts: Parts) -> bool:
+        """Tell whether the disk works, be it slowly."""
+        tail, now = parts.ring.tail, monotonic()
+        if tail != self._moved_to:
+            self._moved_to, self._moved_at = tail, now
+        return parts.writer.failure is None and now - self._moved_at < _PATIENCE
 
     def _put_behind(self, line: bytes) -> None:
         """Append to the ring when all that waited before it is there."""
@@ -186,7 +243,7 @@ class Buffer:
         if parts.writer.failure is None:  # it tries again when it is time; not for each record
             parts.writer.hurry()
         if is_empty:
-            self._put = parts.ring.put
+            self._put, self._is_plain = parts.ring.put, self._missed is None
         return is_empty
 
     # Waiting
@@ -199,7 +256,10 @@ class Buffer:
         waiting: asyncio.Future[None] = loop.create_future()
         ring = parts.ring
         end = ring.head + parts.spill.size  # what waits behind the ring goes through it, as long as it is
-        if self._waiting or end != ring.tail:
+        if not self._fails and parts.writer.failure is not None:  # nobody waits for what is known not to work
+            parts.writer.hurry()
+            loop.call_soon(_done, waiting)
+        elif self._waiting or end != ring.tail:
             if len(self._waiting) >= self._purge_at:
                 self._purge()
             self._waiting.append((end, waiting))

@@ -8,6 +8,7 @@ that a few lines of any language can check it.
 from __future__ import annotations
 
 import re
+from binascii import hexlify
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -23,7 +24,12 @@ GENESIS: Final = "0" * 64
 
 TAIL_LENGTH: Final = len(',"hash":""}\n') + 64
 _HEAD: Final = b'{"v":%d,"seq":' % VERSION
-_SEALED: Final = re.compile(rb'\{"v":(\d+),"seq":(\d+),(.*),"hash":"([0-9a-f]{64})"\}\n?', re.DOTALL)
+_BEGIN: Final = b'{"v":'
+_HEXADECIMAL: Final = b"0123456789abcdef"
+_SIGNED: Final = _HEAD + b"%d,%b"
+_PIECES: Final = 4
+"""Of which a line is put together."""
+_SEALED: Final = re.compile(rb'\{"v":(\d{1,18}),"seq":(\d{1,18}),(.*),"hash":"([0-9a-f]{64})"\}\n?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +76,20 @@ def seal(bodies: Iterable[bytes], after: Link) -> tuple[list[bytes], Link]:
         bodies: each an object of JSON and a newline.
         after: the link before.
     """
+    pieces, link = seal_fields((body[1:-2] for body in bodies), after)
+    return [b"".join(pieces[at : at + _PIECES]) for at in range(0, len(pieces), _PIECES)], link
+
+
+def seal_fields(records: Iterable[bytes], after: Link) -> tuple[list[bytes], Link]:
+    """Return the pieces that those lines are joined from, for records without their braces and newline."""
     seq, previous = after.seq, after.hash.encode("ascii")
-    lines = []
-    for body in bodies:
+    pieces: list[bytes] = []
+    for fields in records:
         seq += 1
-        signed = b"%b%d,%b" % (_HEAD, seq, body[1:-2])
-        previous = sha256(previous + signed).hexdigest().encode("ascii")
-        lines.append(b'%b,"hash":"%b"}\n' % (signed, previous))
-    return lines, Link(seq, previous.decode("ascii"))
+        signed = _SIGNED % (seq, fields)
+        previous = hexlify(sha256(previous + signed).digest())
+        pieces += signed, b',"hash":"', previous, b'"}\n'
+    return pieces, Link(seq, previous.decode("ascii"))
 
 
 def sealed_length(body: bytes, seq: int) -> int:
@@ -93,6 +105,16 @@ def filling(bodies: Iterable[bytes], after: Link, room: int) -> int:
         if room <= 0:
             break
     return count
+
+
+def is_sealed(line: bytes) -> bool:
+    """Tell whether a line without its newline begins and ends as a record does; what stands between is not looked at."""
+    return (
+        line.startswith(_BEGIN)
+        and line[-75:-66] == b',"hash":"'
+        and not line[-66:-2].translate(None, _HEXADECIMAL)
+        and line[-2:] == b'"}'
+    )
 
 
 def opened(line: bytes) -> Sealed | None:

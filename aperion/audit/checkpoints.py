@@ -45,6 +45,8 @@ class Checkpoints:
         positive("seconds", self.seconds)
         if self.key is not None and not isinstance(self.key, SigningKey):
             raise ConfigurationError("key is no SigningKey; pass SigningKey.load(path) or SigningKey.generate(id)")
+        if isinstance(self.copy_to, str | os.PathLike):  # the process may change its folder
+            object.__setattr__(self, "copy_to", Path(self.copy_to).absolute())
 
 
 def checkpoint_body(  # noqa: PLR0913 - what a checkpoint says
@@ -105,10 +107,28 @@ def copy_checkpoint(line: bytes, copy_to: Copy) -> None:
     if callable(copy_to):
         copy_to(orjson.loads(line))
         return
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(Path(copy_to), flags, 0o600)
+    path = Path(copy_to)
+    # What a full disk has cut off must not take this one with it.
+    rest = memoryview(b"\n" + line if _is_torn(path) else line)
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, line)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_torn(path: Path) -> bool:
+    """Tell whether the last line of a file has no end; not of one that can only be written."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        size = os.fstat(fd).st_size
+        return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+    except OSError:  # no file that has an end
+        return False
     finally:
         os.close(fd)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from aperion.errors import AuditUnavailable
@@ -34,6 +36,18 @@ class LogFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd, self.identity = _opened(path)
+
+    def lock(self) -> None:
+        """Keep everybody else from writing it, under whatever name: a hard link is one more.
+
+        Raises:
+            AuditUnavailable: when somebody else writes it.
+            OSError: when the system refuses.
+        """
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AuditUnavailable(self.path, "another log writes this file, under another name") from None
 
     def write(self, content: bytes | memoryview) -> int:
         """Append, and return how many bytes were written, which may be fewer.
@@ -126,7 +140,13 @@ class LogFile:
             start += len(block)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and give up the lock: a child that was just forked may still hold the file open."""
+        with suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
+
+    def abandon(self) -> None:
+        """Close it in a forked child; the lock is that of the parent."""
         os.close(self._fd)
 
 

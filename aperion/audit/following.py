@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from aperion.audit.compression import DamagedError, open_lines
+from aperion.audit.blocks import CHUNK
+from aperion.audit.compression import lines
+from aperion.audit.opening import Files, begin_of, newest_first
 from aperion.audit.query import AuditRecord, Query, Search
-from aperion.audit.segments import Segment, sealed_segments, segments
+from aperion.audit.segments import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from typing import BinaryIO
 
-_NUMBER: Final = re.compile(rb'"kind":"segment",.*"segment":(\d+)')
 POLL: Final = 0.1
 """Seconds between two looks for more."""
-_CHUNK: Final = 256 << 10
 _AT_ONCE: Final = 1 << 20
 """Bytes after which what was found is handed over, however much more there is."""
 _IN_VAIN: Final = 16 << 20
@@ -44,81 +43,87 @@ class Following:
         self._search = Search(query)
         self._left = query.limit
         self._file: BinaryIO | None = None
-        self._name = ""
+        self._segment = Segment(log, None)
+        self._blocks: Iterator[bytes] | None = None  # of a compressed file
+        self._offset = 0  # in any other
+        self._files = Files(log)
         self._rest = bytearray()
-        self._number: int | None = None
         self._begin(from_end=from_end)
 
     def _begin(self, *, from_end: bool) -> None:
-        there = segments(self._log)
-        if there and from_end:
-            self._open(there[-1], after=None)
-            if self._file is not None:
-                self._to_the_end(self._file, compressed=bool(there[-1].compression))
-        elif there:
-            self._open(there[0], after=0)
+        if not from_end:
+            self._go_on()
+        elif (newest := next(newest_first(self._log), None)) is not None:
+            self._open(*newest)
+            self._to_the_end(newest[1].fileno())
 
-    def _to_the_end(self, file: BinaryIO, *, compressed: bool) -> None:
+    def _to_the_end(self, fd: int) -> None:
         """Go to the end of a file, and keep the line that is not finished there."""
-        if not compressed:
-            file.seek(_last_line(file.fileno(), os.fstat(file.fileno()).st_size))
+        if self._blocks is None:
+            self._offset = _last_line(fd, os.fstat(fd).st_size)
         while chunk := self._read():
             self._whole_lines(chunk)
 
-    def _open(self, segment: Segment, *, after: int | None) -> None:
-        """Go on with a file, unless it is not the one that was listed any more."""
-        try:
-            file = open_lines(segment.path, segment.compression)
-        except FileNotFoundError:
-            return
-        if segment.number is None and after is not None and self._is_another(file, after):
-            file.close()
-            return
+    def _open(self, segment: Segment, file: BinaryIO) -> None:
         if self._file is not None:
             self._file.close()
-        self._file, self._name, self._rest = file, segment.path.name, bytearray()
-        self._number = segment.number or _number_of(file)
+        fd = file.fileno()
+        self._file, self._segment, self._rest, self._offset = file, segment, bytearray(), 0
+        self._files.after = max(self._files.after, segment.number or 0)
+        self._blocks = lines(fd, os.fstat(fd).st_size, segment.compression) if segment.compression else None
+
+    def _go_on(self) -> bool:
+        """Go on with the next file; tell whether there is one."""
+        while (found := self._files.next()) is not None:
+            if self._file is None or not os.path.samestat(os.fstat(found[1].fileno()), os.fstat(self._file.fileno())):
+                self._open(*found)
+                return True
+            found[1].close()
+            if found[0].number is None:
+                break
+        return False
 
     def available(self) -> list[AuditRecord]:
         """Return what has come since the last call, of a lot the first part; does not wait."""
         found: list[AuditRecord] = []
         read = 0
         while not self.ended:
-            newer = self._next()
+            is_over = self._is_over()  # asked first: what is read then is all there is
             if chunk := self._read():
-                lines = self._whole_lines(chunk).splitlines(keepends=True)
-                found += [record for line in lines if (record := self._record(line)) is not None]
+                whole = self._whole_lines(chunk).split(b"\n")[:-1]
+                found += [record for line in whole if (record := self._record(line)) is not None]
                 read += len(chunk)
                 if read >= (_AT_ONCE if found else _IN_VAIN):
                     break
-            elif newer is None:
+            elif not is_over or not self._go_on():
                 break
-            else:
-                self._open(newer, after=self._own_number())
         return found
 
-    def _is_another(self, live: BinaryIO, after: int) -> bool:
-        """Tell whether a file became full, and is not read yet, before this live one began."""
-        later = next((s for s in sealed_segments(self._log) if (s.number or 0) > after), None)
-        try:
-            return later is not None and not os.path.samestat(later.path.lstat(), os.fstat(live.fileno()))
-        except FileNotFoundError:
+    def _is_over(self) -> bool:
+        """Tell whether the file that is read gets no more records: it is full, or another one is live."""
+        if self._file is None or self._segment.number is not None:
             return True
-
-    def _own_number(self) -> int | None:
-        """Return the number of the file that is read; a live one may have been empty when it was opened."""
-        if self._number is None:
-            self._number = _number_of(self._file) if self._file is not None else 0
-        return self._number
+        try:
+            if os.path.samestat(self._log.lstat(), os.fstat(self._file.fileno())):
+                return False
+        except FileNotFoundError:
+            return False  # between two files, or moved away and written still
+        begin = begin_of(self._segment, self._file.fileno())
+        self._files.after = max(self._files.after, begin.number if begin is not None else 0)
+        return True
 
     def _read(self) -> bytes:
         if self._file is None:
             return b""
-        try:
-            return self._file.read(_CHUNK)
-        except DamagedError:
+        if self._blocks is None:
+            chunk = os.pread(self._file.fileno(), CHUNK, self._offset)
+            self._offset += len(chunk)
+            return chunk
+        for block in self._blocks:
+            if block:
+                return block
             self.skipped += 1
-            return b""
+        return b""
 
     def _whole_lines(self, chunk: bytes) -> bytes:
         """Return the lines that a part of a file ends, and keep the one that it begins."""
@@ -134,35 +139,13 @@ class Following:
         if self._left is not None and self._left <= 0:
             return None
         try:
-            record = self._search.record(line, self._name)
+            record = self._search.record(line, self._segment.path.name)
         except (ValueError, KeyError, TypeError):
             self.skipped += 1
             return None
         if record is not None and self._left is not None:
             self._left -= 1
         return record
-
-    def _next(self) -> Segment | None:
-        """Return the file after the one being read; None as long as that is the newest."""
-        there = segments(self._log)
-        if self._file is None:
-            return there[0] if there else None
-        own = os.fstat(self._file.fileno())
-        for place, segment in enumerate(there):
-            try:
-                if os.path.samestat(segment.path.lstat(), own):
-                    return there[place + 1] if place + 1 < len(there) else None
-            except FileNotFoundError:
-                continue
-        return self._after_one_that_went(there)
-
-    def _after_one_that_went(self, there: list[Segment]) -> Segment | None:
-        """Find the file after one that was compressed or removed while it was read, by its number."""
-        number = self._own_number()
-        if number is None:
-            return there[-1] if there else None
-        later = [segment for segment in there if segment.number is None or segment.number > number]
-        return later[0] if later else None
 
     def close(self) -> None:
         """Close the file."""
@@ -175,16 +158,10 @@ class Following:
         return self._left is not None and self._left <= 0
 
 
-def _number_of(live: BinaryIO) -> int | None:
-    """Return the number that a live file says it will have."""
-    found = _NUMBER.search(os.pread(live.fileno(), 1024, 0).partition(b"\n")[0])
-    return int(found[1]) if found is not None else None
-
-
 def _last_line(fd: int, size: int) -> int:
     """Return where the last line of a file begins, looked for from its end."""
     while size > 0:
-        start = max(size - _CHUNK, 0)
+        start = max(size - CHUNK, 0)
         newline = os.pread(fd, size - start, start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1

@@ -1,32 +1,36 @@
 """A sparse index beside each full file: where its blocks are, their times, and which ids stand in which.
 
-The index is a help and never a truth: one that is missing, damaged or of another file makes a search
-slow, and not wrong.
+The index is a help and never the truth. It is believed where its checksum fits and it is about this very file: one of
+the same size and the same time, or, where a copy has another time, of the same checksum. Any other makes a search slow,
+and not wrong.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
+from aperion.audit.blocks import chunks
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
     from pathlib import Path
-    from typing import BinaryIO
 
-BLOCK: Final = 128 << 10
-"""Bytes of whole lines, about: what is read and unpacked to find one record."""
-
-_MAGIC: Final = b"AperIdx1"
-_HEAD: Final = struct.Struct("<8sQII")
-_ENTRY: Final = struct.Struct("<QQQQQQ")
+_MAGIC: Final = b"AperIdx2"
+_SUM: Final = struct.Struct("<8sI")
+_HEAD: Final = struct.Struct("<QQII")
+"""Size, time and checksum of the file; how many blocks there are."""
+_ENTRY: Final = struct.Struct("<QQQQQ")
 _ID: Final = re.compile(rb'"(?:event_id|correlation_id)":"([^"\\]*)"')
-_TIME: Final = re.compile(rb'\n\{"v":\d+,"seq":\d+,"time":(\d+)')  # begins with a literal; ^ is tried at each byte
+_TIME: Final = re.compile(
+    rb'\n\{"v":\d+,"seq":\d+,"time":(\d{1,19})(?!\d)'
+)  # begins with a literal; ^ is tried at each byte
+_ANY_TIME: Final = (0, 2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,58 +67,45 @@ class Index:
                 numbers[bisect_right(self.ends, at // 4)] = None
         return [self.blocks[number] for number in numbers]
 
-    def covers(self, size: int) -> bool:
-        """Tell whether the blocks stand one behind the other in a file of this size, with nothing in between."""
-        end = 0
-        for block in self.blocks:
-            if block.offset != end:
-                return False
-            end += block.size
-        return end == size
-
 
 class Builder:
     """Collects what an index says, block by block."""
 
-    __slots__ = ("_blocks", "_ends", "_ids")
+    __slots__ = ("_blocks", "_ids", "_offset", "_sum", "_time")
 
     def __init__(self) -> None:
-        self._blocks: list[Block] = []
-        self._ends: list[int] = []
+        self._blocks: list[bytes] = []
         self._ids = bytearray()
+        self._offset = self._sum = self._time = 0
 
-    def add(self, content: bytes, offset: int, size: int) -> None:
-        """Add a block: its lines, and where it stands in the file."""
+    def add(self, content: bytes, packed: bytes) -> None:
+        """Add a block: its lines, and the bytes of the file that they are."""
         times = [int(time) for time in _TIME.findall(b"\n" + content)]
-        self._blocks.append(Block(offset, size, min(times, default=0), max(times, default=2**63)))
+        # Where one line does not tell its time, the block may hold any.
+        since, until = (min(times), max(times)) if 0 < len(times) == content.count(b"\n") else _ANY_TIME
         self._ids += b"".join(_checksum(identifier) for identifier in set(_ID.findall(content)))
-        self._ends.append(len(self._ids) // 4)
+        self._blocks.append(_ENTRY.pack(self._offset, len(packed), since, until, len(self._ids) // 4))
+        self._sum = crc32(packed, self._sum)
+        self._offset += len(packed)
 
-    def save(self, path: Path, file_size: int) -> None:
+    def about(self, file: os.stat_result) -> None:
+        """Say of which file it is the index."""
+        self._time = file.st_mtime_ns
+
+    def save(self, path: Path) -> None:
         """Write the index in one go: to a file of its own first.
 
         Raises:
             OSError: when it cannot be written.
         """
-        parts = [_HEAD.pack(_MAGIC, file_size, len(self._blocks), crc32(self._ids))]
-        for block, end in zip(self._blocks, self._ends, strict=True):
-            parts.append(_ENTRY.pack(block.offset, block.size, block.since, block.until, end, 0))
+        head = _HEAD.pack(self._offset, self._time, self._sum, len(self._blocks))
+        said = b"".join((head, *self._blocks, self._ids))
         new = path.with_name(f"{path.name}.new")
         new.unlink(missing_ok=True)
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
-            file.writelines([*parts, self._ids])
+            file.writelines((_SUM.pack(_MAGIC, crc32(said)), said))
         new.replace(path)
-
-
-def build(segment: Path) -> None:
-    """Write the index of a full file that is not compressed."""
-    builder, offset = Builder(), 0
-    with segment.open("rb") as file:
-        for content in blocks(file):
-            builder.add(content, offset, len(content))
-            offset += len(content)
-    builder.save(path_of(segment), offset)
 
 
 def path_of(segment: Path) -> Path:
@@ -123,32 +114,46 @@ def path_of(segment: Path) -> Path:
     return plain.with_name(f"{plain.name}.idx")
 
 
-def load(segment: Path, size: int) -> Index | None:
-    """Read the index of a file of this size; None where there is none that fits."""
+def load(segment: Path, fd: int) -> Index | None:
+    """Read the index of a file that is open; None where there is none that is to be believed."""
+    content = _read(path_of(segment))
+    if len(content) < _SUM.size + _HEAD.size:
+        return None
+    magic, checksum = _SUM.unpack_from(content)
+    if magic != _MAGIC or crc32(memoryview(content)[_SUM.size :]) != checksum:
+        return None
+    size, time, file_sum, count = _HEAD.unpack_from(content, _SUM.size)
+    if not _is_of(fd, size, time, file_sum):
+        return None
+    begin = _SUM.size + _HEAD.size
+    end = begin + count * _ENTRY.size
+    entries = list(_ENTRY.iter_unpack(content[begin:end]))
+    return Index(tuple(Block(*entry[:4]) for entry in entries), tuple(entry[4] for entry in entries), content[end:])
+
+
+def _is_of(fd: int, size: int, time: int, file_sum: int) -> bool:
+    found = os.fstat(fd)
+    if found.st_size != size:
+        return False
+    if found.st_mtime_ns == time:
+        return True
+    actual = 0
+    for chunk in chunks(fd, size):
+        actual = crc32(chunk, actual)
+    return actual == file_sum
+
+
+def _read(path: Path) -> bytes:
+    """Return what stands in a file; nothing for a link, and for a pipe, which would be waited for."""
     try:
-        content = path_of(segment).read_bytes()
-        magic, file_size, count, checksum = _HEAD.unpack_from(content)
-        entries = [_ENTRY.unpack_from(content, _HEAD.size + n * _ENTRY.size) for n in range(count)]
-    except (OSError, struct.error):
-        return None
-    ids = content[_HEAD.size + count * _ENTRY.size :]
-    if magic != _MAGIC or file_size != size or crc32(ids) != checksum:
-        return None
-    return Index(tuple(Block(*entry[:4]) for entry in entries), tuple(entry[4] for entry in entries), ids)
-
-
-def blocks(file: BinaryIO | Iterable[bytes]) -> Iterator[bytes]:
-    """Cut what a file holds into blocks of whole lines; only the last may end without a newline."""
-    read = file.read  # type: ignore[union-attr]  # a file opened for reading
-    rest = b""
-    while chunk := read(BLOCK):
-        rest += chunk
-        end = rest.rfind(b"\n") + 1
-        if end:
-            yield rest[:end]
-            rest = rest[end:]
-    if rest:
-        yield rest
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        found = os.fstat(fd)
+        return b"".join(chunks(fd, found.st_size)) if stat.S_ISREG(found.st_mode) else b""
+    finally:
+        os.close(fd)
 
 
 def _checksum(identifier: bytes) -> bytes:

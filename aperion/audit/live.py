@@ -5,20 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from aperion.audit import record
-from aperion.audit.chain import START, opened, seal
+from aperion.audit.chain import START, opened, seal_fields
 from aperion.audit.files import LogFile, sync_folder
 from aperion.audit.ring import Place
-from aperion.audit.segments import sealed_path, sealed_segments
+from aperion.audit.segments import GZIP, ZSTD, sealed_path, sealed_segments
 from aperion.errors import AuditUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -41,8 +40,8 @@ class Live:
 
     # Mutable: all of it, by the thread that writes.
     __slots__ = (
-        *("_attempt", "_due", "_is_begun", "_names_changed", "_reason"),
-        *("began", "durable", "file", "first", "link", "log", "number", "path", "size", "written"),
+        *("_attempt", "_due", "_is_begun", "_is_counted", "_names_changed", "_reason"),
+        *("began", "durable", "file", "first", "link", "log", "number", "path", "size", "taken", "written"),
     )
 
     def __init__(self, path: Path, file: LogFile, *, durable: bool) -> None:
@@ -56,7 +55,9 @@ class Live:
         self.first = 0  # number of the record that begins the file
         self.size = 0
         self.written = 0
+        self.taken = 0  # how far the ring is in the log, also where the ring does not know it yet
         self._is_begun = True  # by the line that tells of which log it is
+        self._is_counted = False  # whether no full file has a higher number
         self._due: list[bytes] = []  # about the log: comes before anything else
         self._attempt = b""  # that failed; a part of it may stand behind the end
         self._reason: str | None = None  # why nothing is written into this file any more
@@ -80,19 +81,53 @@ class Live:
         Raises:
             OSError: when the system refuses.
         """
+        self.take([body[1:-2] for body in bodies], self.taken)
+
+    def take(self, records: Sequence[bytes], taken: int) -> None:
+        """Do the same with records from the ring.
+
+        Args:
+            records: without their braces and newlines.
+            taken: how far the ring is in the log then.
+
+        Raises:
+            OSError: when the system refuses.
+        """
         try:
-            self._append(bodies)
+            self._append(records, taken)
         except OSError:
             if self._reason is None:
                 raise
-            self._append(bodies)  # in the next file; if that fails as well, it is not a matter of one file
+            self._append(records, taken)  # in the next file; if that fails as well, it is not a matter of one file
 
-    def _append(self, bodies: Sequence[bytes]) -> None:
+    def append_about(self, make: Callable[[Link], bytes]) -> bytes:
+        """Append a record that tells of the one before it, which in another file is another one; return it.
+
+        Raises:
+            OSError: when the system refuses.
+        """
+        if self._reason is not None or self._head():
+            self.append([])
+        body = make(self.link)
+        try:
+            self._append([body[1:-2]], self.taken)
+        except OSError:
+            if self._reason is None:
+                raise
+            self.append([])  # what begins the next file
+            body = make(self.link)
+            self._append([body[1:-2]], self.taken)
+        return body
+
+    def _append(self, records: Sequence[bytes], taken: int) -> None:
         if self._reason is not None:
             self._go_on_elsewhere(self._reason)
-        lines, link = seal([*self._head(), *bodies], self.link)
-        content = b"".join(lines)
+        pieces, link = seal_fields([*(body[1:-2] for body in self._head()), *records], self.link)
+        content = b"".join(pieces)
         self._cut_back()
+        first = self.first if self._is_begun else self.link.seq + 1
+        size, written = self.size + len(content), self.written + len(content)
+        due: list[bytes] = []
         self._attempt = content
         try:
             self._write(content)
@@ -100,12 +135,16 @@ class Live:
             with suppress(OSError):  # the next attempt does it otherwise
                 self._cut_back()
             raise
-        if not self._is_begun:
-            self.first = self.link.seq + 1
-        self._is_begun, self._due, self._attempt = True, [], b""
-        self.size += len(content)
-        self.written += len(content)
+        # Nothing from here on needs memory, nor can it fail in another way: what is in the log must be known to be
+        # there, or it would be written twice. Until here the attempt is what tells, and is cut off.
+        self._is_begun = True
+        self._due = due
+        self._attempt = b""
+        self.first = first
+        self.size = size
+        self.written = written
         self.link = link
+        self.taken = taken
 
     def _head(self) -> list[bytes]:
         if self._is_begun:
@@ -152,7 +191,7 @@ class Live:
             self._due.insert(0, record.about_log("log", detail))
         else:
             self.path.unlink()  # nobody was told of anything in it
-        self._open_next()
+        self._go_over_to(self._opened())
 
     # From file to file
 
@@ -165,11 +204,12 @@ class Live:
         before, sealed = self.number, self._seal()
         number = self.number - 1
         try:
-            self._open_next()
-        except OSError:
+            file = self._opened()
+        except BaseException:
             sealed.rename(self.path)
             self.number, self._is_begun = before, True
             raise
+        self._go_over_to(file)
         return number, sealed
 
     def make_room(self, limit: int | None) -> None:
@@ -183,32 +223,47 @@ class Live:
             self.append([])
 
     def _seal(self) -> Path:
-        sealed = sealed_segments(self.path)
-        taken = sealed[-1].number or 0 if sealed else 0
-        number = max(self.number, taken + 1)
-        target = sealed_path(self.path, number)
+        number = self.number
+        if not self._is_counted or _is_taken(self.path, number):
+            # Once, and then only for what somebody else has put there: a listing costs as much as there are files.
+            sealed = sealed_segments(self.path)
+            number = max(number, (sealed[-1].number or 0) + 1 if sealed else 0)
+            self._is_counted = True
+        target, following = sealed_path(self.path, number), number + 1
         self.path.rename(target)
-        self.number, self._is_begun, self._names_changed = number + 1, False, True
+        self.number = following
+        self._is_begun, self._names_changed = False, True
         return target
 
-    def _open_next(self) -> None:
-        file, before = LogFile(self.path), self.file
-        file.protect()
-        self.file, self.size = file, file.size
-        before.close()
-        if self._is_begun:  # and moved by somebody else
-            self.number += 1
-        self._reason, self._attempt = None, b""
-        self._set_unbegun()
+    def _opened(self) -> LogFile:
+        file = LogFile(self.path)
+        try:
+            file.lock()
+            file.protect()
+        except BaseException:
+            file.close()
+            raise
+        return file
 
-    def _set_unbegun(self) -> None:
-        self.began = time.time_ns()
-        self.first = self.link.seq + 1
+    def _go_over_to(self, file: LogFile) -> None:
+        before, size, began, first = self.file, file.size, time.time_ns(), self.link.seq + 1
+        number = self.number + 1 if self._is_begun else self.number  # moved by somebody else, if it was begun
+        # All of it, or nothing.
+        self.file = file
+        self.size = size
+        self.number = number
+        self.began = began
+        self.first = first
+        self._reason, self._attempt = None, b""
         self._is_begun, self._names_changed = False, True
+        with suppress(OSError):  # nothing is written there any more
+            before.close()
 
     def begin(self) -> None:
         """Write the line that begins a file."""
-        self._set_unbegun()
+        self.first = self.link.seq + 1
+        self.began = time.time_ns()
+        self._is_begun, self._names_changed = False, True
         self.append([])
 
     def follow(self) -> bool:
@@ -230,7 +285,7 @@ class Live:
 
     def _go_on_after_move(self) -> None:
         is_ours = not self._is_begun  # it was this log that moved it, and then could not go on
-        self._open_next()
+        self._go_over_to(self._opened())
         if not is_ours:
             self._due.append(record.about_log("log", {"continued": "the file before was moved or removed"}))
         self._mend()
@@ -309,6 +364,11 @@ class Live:
         return sealed.link.seq if sealed is not None else 0
 
 
+def _is_taken(log: Path, number: int) -> bool:
+    plain = os.fspath(sealed_path(log, number))
+    return any(os.path.lexists(plain + suffix) for suffix in ("", GZIP, ZSTD))
+
+
 def _ends_well(block: bytes) -> bool:
     """Tell whether the log was closed: the two last records say so."""
     lines = block[block.rfind(b"\n", 0, block.rfind(b',"kind":"stopped",')) + 1 :].splitlines()
@@ -374,11 +434,13 @@ def _ends(segment: Segment) -> tuple[bytes, bytes]:
             head = file.readline(4096)
             file.seek(max(os.fstat(file.fileno()).st_size - _LOOK_BACK, 0))
             return head, file.read()
-    from aperion.audit.compression import open_lines
+    from aperion.audit.compression import beginning, ending
 
-    with open_lines(segment.path, segment.compression) as lines:
-        head = lines.readline(4096)
-        return head, b"".join(deque(lines, maxlen=2))
+    with segment.path.open("rb") as file:
+        fd = file.fileno()
+        return beginning(fd, segment.compression, 4096).partition(b"\n")[0], ending(
+            segment.path, fd, segment.compression
+        )
 
 
 def _reason(error: OSError) -> str:

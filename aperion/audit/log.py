@@ -16,6 +16,7 @@ from aperion.audit.buffer import Buffer
 from aperion.audit.checkpoints import Checkpoints
 from aperion.audit.options import NO_ROTATION, OnFailure, Rotation, Sync, chosen_kinds
 from aperion.audit.parts import AuditStats, Parts, Setup, open_parts
+from aperion.audit.predecessor import advice
 from aperion.audit.reader import Reader
 from aperion.audit.recorder import Recorder
 from aperion.audit.writer import reason_of
@@ -80,9 +81,9 @@ class AuditLog(Reader):
     ) -> None:
         if not isinstance(buffer_bytes, int) or buffer_bytes < _SMALLEST:
             raise ConfigurationError(f"buffer_bytes={buffer_bytes!r} is too small; pass {_SMALLEST:,} or more")
-        self.path = Path(path)
-        if not self.path.name:
+        if not Path(path).name:
             raise ConfigurationError(f"{os.fspath(path)!r} is no path of a file; pass one such as 'events.jsonl'")
+        self.path = Path(path).absolute()  # the process may change its folder
         self.sync: Sync = _choice(Sync, "sync", sync)
         self._on_failure: OnFailure = _choice(OnFailure, "on_failure", on_failure)
         self._subjects = subjects
@@ -250,7 +251,7 @@ class AuditLog(Reader):
         try:
             return open_parts(self._setup)
         except AuditUnavailable as error:
-            raise AuditUnavailable(self.path, error.reason, opening=True) from None
+            raise AuditUnavailable(self.path, advice(self.path) or error.reason, opening=True) from None
         except OSError as error:
             raise AuditUnavailable(self.path, reason_of(error), opening=True) from error
 
@@ -302,8 +303,8 @@ class AuditLog(Reader):
         """Let go, in a forked child: the log belongs to the parent, and its lock must not outlive it."""
         self._buffer.abandon()
         if self._parts is not None:
-            self._parts.ring.close_files()
-            self._parts.live.file.close()
+            self._parts.ring.abandon()
+            self._parts.live.file.abandon()
 
 
 def _choice(kind: Any, name: str, value: object) -> Any:

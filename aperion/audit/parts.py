@@ -112,7 +112,7 @@ def open_parts(log: Setup) -> Parts:
         AuditError: when another process writes it, and for files that are not ours to write.
         OSError: when the system refuses.
     """
-    path = log.path.absolute()  # the process may change its folder
+    path = log.path
     make_folder(path.parent, durable=log.sync is Sync.DISK)
     ring_path = path.with_name(f"{path.name}.ring")
     with ExitStack() as on_failure:
@@ -124,6 +124,7 @@ def open_parts(log: Setup) -> Parts:
         if live.file.moved():  # by whoever had the lock until now
             live.file.close()
             live.file = LogFile(path)
+        live.file.lock()
         subjects = log.subjects
         if subjects is not None:
             subjects.open()

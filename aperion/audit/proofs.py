@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+from bisect import bisect_right
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +16,7 @@ from aperion.audit.signing import VerifyKey
 from aperion.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from aperion.audit.chain import Link
 
@@ -43,18 +45,19 @@ class Proofs:
             self._outside[seq] = digest
             # What is a record itself stood right behind the one that it is about.
             self._known = max(self._known, seq + (fields.get("kind") == "checkpoint"))
+        self._numbers = sorted(self._outside)
         self._key: str | None = None
         self._every = 0
         self._checkpoint_seq = 0
         self._signed_seq = 0
         self._is_overdue = False
-        self._unexplained: Link | None = None
 
     # Signatures
 
-    def checkpoint(self, fields: Mapping[str, Any], link: Link, before: Link) -> str | None:  # noqa: PLR0911 - so much can be wrong
-        """Return what is wrong with a checkpoint."""
-        if (fields.get("count"), fields.get("last")) != (before.seq, before.hash):
+    def checkpoint(self, fields: Mapping[str, Any], link: Link, about: Collection[Link]) -> str | None:  # noqa: PLR0911 - so much can be wrong
+        """Return what is wrong with a checkpoint, which is to be about one of these records."""
+        found = [known for known in about if (fields.get("count"), fields.get("last")) == (known.seq, known.hash)]
+        if not found:
             return "this checkpoint is not about the record before it"
         every = fields.get("every")
         self._every = every if isinstance(every, int) else 0
@@ -71,7 +74,8 @@ class Proofs:
             return f"the signature of this checkpoint is not that of the key {name!r}"
         if self._key is not None and name != self._key:
             return f"this checkpoint is signed with the key {name!r}, those before with {self._key!r}, and no record says so"
-        self._key, self._signed_seq = name, link.seq
+        # Itself too, where it stands right behind the record that it is about.
+        self._key, self._signed_seq = name, max(known.seq + (known.seq == link.seq - 1) for known in found)
         return None
 
     def rotation(self, fields: Mapping[str, Any]) -> str | None:
@@ -101,6 +105,14 @@ class Proofs:
         self._is_overdue = True
         return f"{since:,} records since the last checkpoint, and one is due every {self._every:,}"
 
+    def silent_until(self, seq: int) -> float:
+        """Return the number of a record up to which there is nothing to say, as far as no record says otherwise."""
+        due = bisect_right(self._numbers, seq)
+        known = self._numbers[due] - 1 if due < len(self._numbers) else inf
+        if not self._keys or self._is_overdue or not self._every:
+            return known
+        return min(known, self._checkpoint_seq + 2 * self._every + _SLACK)
+
     def unsigned_tail(self, last: Link) -> int | None:
         """Return how many records no signature covers at the end; None without keys."""
         return last.seq - self._signed_seq if self._keys else None
@@ -125,23 +137,29 @@ class Proofs:
         """The last record that a checkpoint kept elsewhere knows of; None without any."""
         return self._known or None
 
-    # What was removed by the log itself
 
-    def expect_pruned(self, first: Link) -> None:
-        """Remember that the records up to this one are not there."""
-        self._unexplained = first
+class Removals:
+    """What the log says of files that retention removed, which a gap between files may be.
+
+    The record comes first, then the files go one after another, the oldest first: while they do, and where a process
+    died meanwhile, some of those that the record names are still there.
+    """
+
+    # Mutable: all of it, record by record.
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: dict[int, str] = {}  # of those that were removed: number and hash
 
     def pruned(self, detail: Mapping[str, Any]) -> None:
-        """Take note of a record about files that retention removed."""
-        end = (detail.get("last_seq"), detail.get("last_hash"))
-        if self._unexplained is not None and end == (self._unexplained.seq, self._unexplained.hash):
-            self._unexplained = None
+        """Take note of a record about files that are removed: up to which record."""
+        seq, digest = detail.get("last_seq"), detail.get("last_hash")
+        if isinstance(seq, int) and isinstance(digest, str):
+            self._last[seq] = digest
 
-    def not_pruned(self) -> str | None:
-        """Return that the beginning is missing without a record of its removal."""
-        if self._unexplained is None:
-            return None
-        return f"the records up to {self._unexplained.seq:,} are missing, and no record says that they were removed"
+    def explain(self, end: Link) -> bool:
+        """Tell whether the records up to one, and perhaps more that are still there, were removed by the log itself."""
+        return self._last.get(end.seq) == end.hash or max(self._last, default=0) > end.seq
 
 
 def _message(make: Any, fields: Mapping[str, Any]) -> bytes:
@@ -159,15 +177,17 @@ def _outside(checkpoints: Iterable[str | os.PathLike[str] | Mapping[str, Any]]) 
         lines = Path(given).read_bytes().splitlines()
         if not lines:
             raise ConfigurationError(f"{os.fspath(given)} holds no checkpoint; it is empty, and would prove nothing")
+        torn = found = None
         for number, line in enumerate(lines, start=1):
             where = f"{os.fspath(given)}:{number}"
             try:
-                fields = parsed(line)
-            except ValueError:
-                raise ConfigurationError(
-                    f"{where} is no checkpoint; pass a file as Checkpoints(copy_to=...) makes it"
-                ) from None
-            yield fields, where
+                found = parsed(line)
+            except ValueError:  # a full disk has cut it off: the others prove what they prove
+                torn = torn or where
+            else:
+                yield found, where
+        if found is None:
+            raise ConfigurationError(f"{torn} is no checkpoint; pass a file as Checkpoints(copy_to=...) makes it")
 
 
 def _place(fields: Any, where: str) -> tuple[int, str]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import orjson
 
-from aperion.audit.chain import opened
+from aperion.audit.chain import is_sealed
 from aperion.audit.record import parsed
-from aperion.errors import ConfigurationError
+from aperion.errors import ConfigurationError, positive
 from aperion.patterns import check_pattern, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
 _PLAIN: Final = re.compile(r"[ !#-\[\]-~]+")
 """ASCII that stands in JSON as it is."""
@@ -73,8 +74,8 @@ class AuditRecord:
 class Wanted(TypedDict, total=False):
     """What ``Query`` takes, by keyword."""
 
-    types: Sequence[str]
-    kinds: Sequence[str]
+    types: Collection[str]
+    kinds: Collection[str]
     since: datetime | None
     until: datetime | None
     event_id: str | None
@@ -107,11 +108,11 @@ class Query:
 
     Raises:
         PatternError: for a pattern that cannot be parsed.
-        ConfigurationError: for a time without a zone, or a limit below 1.
+        ConfigurationError: for a value of another kind, a time without a zone, or a limit below 1.
     """
 
-    types: Sequence[str] = ()
-    kinds: Sequence[str] = ()
+    types: Collection[str] = ()
+    kinds: Collection[str] = ()
     since: datetime | None = None
     until: datetime | None = None
     event_id: str | None = None
@@ -126,16 +127,36 @@ class Query:
     def __post_init__(self) -> None:
         """Refuse what cannot be looked for."""
         for name in ("types", "kinds"):
-            if isinstance(given := getattr(self, name), str):
-                object.__setattr__(self, name, (given,))
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
         for pattern in self.types:
             check_pattern(pattern, any_name=True)
+        for name in ("event_id", "correlation_id", "source", "subscription", "state", "text"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, str):
+                raise ConfigurationError(f"{name}={given!r} is no text; pass a str, or None")
         for name in ("since", "until"):
-            time = getattr(self, name)
-            if time is not None and time.tzinfo is None:
-                raise ConfigurationError(f"{name}={time} has no time zone; pass datetime(..., tzinfo=UTC)")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigurationError(f"limit={self.limit} is no number of records; pass 1 or more, or None")
+            _check_time(name, getattr(self, name))
+        if self.limit is not None:
+            positive("limit", self.limit, whole=True)
+
+
+def _texts(name: str, given: object) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, Collection) or not all(isinstance(text, str) for text in given):
+        raise ConfigurationError(
+            f"{name}={given!r} is no text and no collection of texts; pass such as ('order.placed',)"
+        )
+    return tuple(given)
+
+
+def _check_time(name: str, time: object) -> None:
+    if time is None:
+        return
+    if not isinstance(time, datetime):
+        raise ConfigurationError(f"{name}={time!r} is no datetime; pass such as datetime.fromtimestamp(seconds, UTC)")
+    if time.tzinfo is None:
+        raise ConfigurationError(f"{name}={time} has no time zone; pass datetime(..., tzinfo=UTC)")
 
 
 class Search:
@@ -157,8 +178,8 @@ class Search:
         wanted = {name: value for name, value in equal.items() if value is not None}
         self.ids = [wanted[name] for name in ("event_id", "correlation_id") if _PLAIN.fullmatch(wanted.get(name, ""))]
         self.needles = [f'"{name}":"{value}"'.encode() for name, value in wanted.items() if _PLAIN.fullmatch(value)]
-        if len(query.kinds) == 1 and _PLAIN.fullmatch(query.kinds[0]):
-            self.needles.append(f'"kind":"{query.kinds[0]}"'.encode())
+        if len(query.kinds) == 1 and _PLAIN.fullmatch(kind := next(iter(query.kinds))):
+            self.needles.append(f'"kind":"{kind}"'.encode())
         self._checks = [_equals(name, value) for name, value in wanted.items()]
         self._checks += _other_checks(query)
 
@@ -167,18 +188,23 @@ class Search:
         return until >= self.since and since < self.until
 
     def record(self, line: bytes, segment: str) -> AuditRecord | None:
-        """Return the record of a line, if it is wanted.
+        """Return the record of a line, without its newline, if it is wanted.
 
         Raises:
             ValueError: for a line that is no record.
+            KeyError: for one that lacks what each record has.
         """
-        if opened(line) is None:
+        if not is_sealed(line):
             raise ValueError
         fields: dict[str, Any] = parsed(line)
-        if not isinstance(fields.get("kind"), str) or not isinstance(fields.get("time"), int):
-            raise ValueError  # noqa: TRY004 - JSON is all that it may be
-        if not self.since <= fields["time"] < self.until or not all(check(fields) for check in self._checks):
+        time = fields["time"]
+        if type(time) is not int or type(fields["seq"]) is not int or type(fields["kind"]) is not str:
+            raise ValueError
+        if not self.since <= time < self.until:
             return None
+        for check in self._checks:
+            if not check(fields):
+                return None
         return AuditRecord(fields, segment)
 
 

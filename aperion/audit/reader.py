@@ -42,15 +42,15 @@ class Reader:
         Raises:
             ConfigurationError: for what cannot be looked for.
         """
-        return Reading(self.path.absolute(), Query(**wanted))
+        return Reading(self.path, Query(**wanted))
 
     def follow(self, *, from_end: bool = True, **wanted: Unpack[Wanted]) -> Iterator[AuditRecord]:
         """Yield records as they are written, from file to file, for ever or until ``limit``; waits for each."""
-        return follow(self.path.absolute(), Query(**wanted), from_end=from_end)
+        return follow(self.path, Query(**wanted), from_end=from_end)
 
     async def afollow(self, *, from_end: bool = True, **wanted: Unpack[Wanted]) -> AsyncIterator[AuditRecord]:
         """Do what ``follow`` does without holding up the loop."""
-        with closing(Following(self.path.absolute(), Query(**wanted), from_end=from_end)) as following:
+        with closing(Following(self.path, Query(**wanted), from_end=from_end)) as following:
             while not following.ended:
                 for found in (records := await anyio.to_thread.run_sync(following.available)):
                     yield found
@@ -61,7 +61,7 @@ class Reader:
         """Return the events with a correlation id as trees: each under the event that caused it, with its deliveries."""
         from aperion.audit.trace import trace
 
-        return trace(self.path.absolute(), correlation_id)
+        return trace(self.path, correlation_id)
 
     def verify(
         self,
@@ -73,7 +73,7 @@ class Reader:
         """Follow the chain through all files, as ``aperion.audit.verify`` does; waits, and takes a while."""
         from aperion.audit.verification import verify
 
-        return verify(self.path.absolute(), keys=keys, checkpoints=checkpoints, progress=progress)
+        return verify(self.path, keys=keys, checkpoints=checkpoints, progress=progress)
 
     def clear(self) -> list[Path]:
         """Remove all files of this log, full ones, indexes and what a killed process left included. Waits.
@@ -87,4 +87,4 @@ class Reader:
         Raises:
             AuditUnavailable: when the log is open, here or in another process.
         """
-        return clear(self.path.absolute())
+        return clear(self.path)

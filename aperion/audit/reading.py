@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import TYPE_CHECKING, Any, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 import anyio.to_thread
 
-from aperion.audit.compression import DamagedError, unpacked, unpacking
-from aperion.audit.index import Index, blocks, load
+from aperion.audit.blocks import lines_backwards
+from aperion.audit.compression import DamagedError, unpacked
+from aperion.audit.compression import lines as whole
+from aperion.audit.index import load
+from aperion.audit.opening import newest_first, oldest_first, with_later
 from aperion.audit.query import AuditRecord, Query, Search
-from aperion.audit.segments import Segment, sealed_segments
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
     from pathlib import Path
     from typing import BinaryIO
 
+    from aperion.audit.index import Block, Index
+    from aperion.audit.segments import Segment
+
 __all__ = ["AuditRecord", "Query", "Reading"]
 
-_CHUNK: Final = 256 << 10
 _BATCH: Final = 256
 """Records that the worker thread of an asynchronous reading hands over at once."""
+_REMEMBERED: Final = 8192
+"""Records, more than a batch of the writer has."""
 
 
 class Reading:
@@ -44,15 +51,11 @@ class Reading:
         self._log = log
         self._query = query
         self._search = Search(query)
+        self._needle = max(self._search.needles, key=len, default=b"")
 
     def __iter__(self) -> Iterator[AuditRecord]:
         """Iterate from the beginning, or from the end with ``newest_first``."""
-        left = self._query.limit
-        for segment, file in _newest_first(self._log) if self._query.newest_first else oldest_first(self._log):
-            for record in self._records(segment, file):
-                yield record
-                if left is not None and (left := left - 1) == 0:
-                    return
+        return islice(self._all(), self._query.limit)
 
     async def __aiter__(self) -> AsyncIterator[AuditRecord]:
         """Do the same without holding up the loop; cancelling it ends it after the batch that is read."""
@@ -61,180 +64,111 @@ class Reading:
             for record in batch:
                 yield record
 
-    def _records(self, segment: Segment, file: BinaryIO) -> Iterator[AuditRecord]:
-        try:
-            for content in self._contents(segment, file):
-                lines = list(self._lines(content))
-                for line in reversed(lines) if self._query.newest_first else lines:
-                    record = self._record(line, segment)
-                    if record is not None:
+    def _all(self) -> Iterator[AuditRecord]:
+        backwards, once = self._query.newest_first, _Once()
+        files = newest_first(self._log) if backwards else oldest_first(self._log)
+        for segment, file, behind in with_later(files, backwards=backwards):
+            with file:
+                for record in self._records(segment, file):
+                    seq, digest = record.fields["seq"], record.fields["hash"]
+                    if not once.has(seq, digest) and not (seq > behind.seq and behind.has(seq, digest)):
                         yield record
-        finally:
-            file.close()
 
-    def _record(self, line: bytes, segment: Segment) -> AuditRecord | None:
-        try:
-            return self._search.record(line, segment.path.name)
-        except (ValueError, KeyError, TypeError):
-            self.skipped += 1
-            return None
+    def _records(self, segment: Segment, file: BinaryIO) -> Iterator[AuditRecord]:
+        record_of, name = self._search.record, segment.path.name
+        for content in self._contents(segment, file):
+            if not content:
+                self.skipped += 1
+                continue
+            lines = self._lines(content[: content.rfind(b"\n") + 1])  # the last one may still be written
+            for line in reversed(list(lines)) if self._query.newest_first else lines:
+                try:
+                    record = record_of(line, name)
+                except (ValueError, KeyError, TypeError):
+                    self.skipped += 1
+                    continue
+                if record is not None:
+                    yield record
 
-    def _lines(self, content: bytes) -> Iterator[bytes]:
-        """Yield the lines of a block that may be wanted."""
-        needles = self._search.needles
-        if not needles:
-            yield from content.splitlines(keepends=True)
-            return
-        needle = max(needles, key=len)
+    def _lines(self, content: bytes) -> Iterable[bytes]:
+        """Return the lines of a block that may be wanted, without their newlines."""
+        if not self._needle:
+            lines = content.split(b"\n")
+            lines.pop()
+            return lines
+        return self._with_needle(content, self._needle)
+
+    def _with_needle(self, content: bytes, needle: bytes) -> Iterator[bytes]:
         at = content.find(needle)
         while at >= 0:
-            end = content.find(b"\n", at) + 1 or len(content)
+            end = content.find(b"\n", at)
             yield content[content.rfind(b"\n", 0, at) + 1 : end]
             at = content.find(needle, end)
 
     # Blocks
 
     def _contents(self, segment: Segment, file: BinaryIO) -> Iterator[bytes]:
-        """Yield the blocks of a file that may hold what is wanted, in the order wanted."""
-        backwards = self._query.newest_first
-        size = os.fstat(file.fileno()).st_size
-        index = load(segment.path, size) if segment.number is not None else None
+        """Yield the blocks of a file that may hold what is wanted, in the order wanted; an empty one for a damage."""
+        backwards, fd = self._query.newest_first, file.fileno()
+        index = load(segment.path, fd) if segment.number is not None else None
+        size = os.fstat(fd).st_size
         if index is not None:
-            yield from self._indexed(index, segment, file)
+            yield from self._indexed(index, segment, fd)
+        elif not backwards:
+            yield from whole(fd, size, segment.compression)
         elif segment.compression:
-            with unpacking(file, segment.compression) as lines:
-                yield from _spooled(self._unpacked(lines)) if backwards else self._unpacked(lines)
+            yield from _spooled(whole(fd, size, segment.compression))
         else:
-            yield from _backwards(file, size) if backwards else _forwards(file, size)
+            yield from lines_backwards(fd, size)
 
-    def _indexed(self, index: Index, segment: Segment, file: BinaryIO) -> Iterator[bytes]:
+    def _indexed(self, index: Index, segment: Segment, fd: int) -> Iterator[bytes]:
         search = self._search
-        found: Iterable[Any] = index.blocks
+        found: Iterable[Block] = index.blocks
         for identifier in search.ids:
             holding = set(index.holding(identifier))
             found = [block for block in found if block in holding]
         wanted = [block for block in found if search.in_time(block.since, block.until)]
         for block in reversed(wanted) if self._query.newest_first else wanted:
             try:
-                yield unpacked(os.pread(file.fileno(), block.size, block.offset), segment.compression)
+                yield unpacked(os.pread(fd, block.size, block.offset), segment.compression)
             except DamagedError:
-                self.skipped += 1
+                yield b""
 
-    def _unpacked(self, lines: BinaryIO) -> Iterator[bytes]:
-        """Yield what can be unpacked of a file without an index, up to the first damage."""
-        try:
-            yield from blocks(lines)
-        except DamagedError:
-            self.skipped += 1
+
+class _Once:
+    """Tells records from those that were read already.
+
+    What was written twice after a fault stands there twice, with the same number and hash, a batch apart at most.
+    """
+
+    # Mutable: what was read, by number.
+    __slots__ = ("_before", "_seen")
+
+    def __init__(self) -> None:
+        self._seen: dict[int, str] = {}
+        self._before: dict[int, str] = {}
+
+    def has(self, seq: int, digest: str) -> bool:
+        """Remember a record; tell whether it was there."""
+        if self._seen.get(seq) == digest or self._before.get(seq) == digest:
+            return True
+        if len(self._seen) >= _REMEMBERED:
+            self._before, self._seen = self._seen, {}
+        self._seen[seq] = digest
+        return False
 
 
 def _some(records: Iterator[AuditRecord]) -> list[AuditRecord]:
     return [record for _, record in zip(range(_BATCH), records, strict=False)]
 
 
-def oldest_first(log: Path) -> Iterator[tuple[Segment, BinaryIO]]:
-    """Open the files of a log one after another, whatever is rotated, compressed or removed meanwhile."""
-    done = 0
-    while True:
-        segment = next((s for s in sealed_segments(log) if (s.number or 0) > done), None) or Segment(log, None)
-        file = _opened(segment)
-        if file is None:
-            if segment.number is None:
-                return
-            continue  # compressed or removed since it was listed
-        if segment.number is None and _is_sealed(log, file, done):
-            file.close()
-            continue  # became full since the others were listed
-        yield segment, file
-        if segment.number is None:
-            return
-        done = segment.number
-
-
-def _is_sealed(log: Path, file: BinaryIO, done: int) -> bool:
-    return any((segment.number or 0) > done for segment in sealed_segments(log)) or not _is_at(log, file)
-
-
-def _is_at(path: Path, file: BinaryIO) -> bool:
-    try:
-        return os.path.samestat(path.lstat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return True  # between two files: what is open is the newest there is
-
-
-def _newest_first(log: Path) -> Iterator[tuple[Segment, BinaryIO]]:
-    live = _opened(Segment(log, None))
-    listed = sealed_segments(log)
-    if live is None:
-        yield from _listed(log, listed, None)
-        return
-    # Kept open, since the number of a file that is gone soon belongs to another one.
-    with os.fdopen(os.dup(live.fileno()), "rb") as kept:
-        yield Segment(log, None), live
-        yield from _listed(log, listed, os.fstat(kept.fileno()))
-
-
-def _listed(log: Path, listed: list[Segment], identity: os.stat_result | None) -> Iterator[tuple[Segment, BinaryIO]]:
-    """Open full files, the newest first, without the one that was the live one when that was opened."""
-    for known in reversed(listed):
-        file, segment = _opened(known), known
-        if file is None:  # compressed since, or removed
-            segment = next((s for s in sealed_segments(log) if s.number == known.number), known)
-            file = _opened(segment)
-        if file is None:
-            continue
-        if identity is not None and os.path.samestat(os.fstat(file.fileno()), identity):
-            file.close()  # was the live one when it was opened
-            continue
-        yield segment, file
-
-
-def _opened(segment: Segment) -> BinaryIO | None:
-    try:
-        fd = os.open(segment.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    return os.fdopen(fd, "rb")
-
-
-def _forwards(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Yield whole lines up to a size, which a live file may have passed since."""
-    at, rest = 0, b""
-    while at < size:
-        chunk = os.pread(file.fileno(), min(_CHUNK, size - at), at)
-        if not chunk:
-            break
-        at += len(chunk)
-        rest += chunk
-        end = rest.rfind(b"\n") + 1
-        if end:
-            yield rest[:end]
-            rest = rest[end:]
-
-
-def _backwards(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Yield whole lines from the end on, leaving out a last one that is not finished."""
-    rest: bytes | None = None
-    while size > 0:
-        start = max(size - _CHUNK, 0)
-        content = os.pread(file.fileno(), size - start, start) + (rest or b"")
-        size = start
-        if rest is None:
-            content = content[: content.rfind(b"\n") + 1]
-            if not content:
-                continue
-        begin = content.find(b"\n") + 1 if start else 0
-        rest = content[:begin]
-        if content[begin:]:
-            yield content[begin:]
-    if rest:
-        yield rest
-
-
 def _spooled(contents: Iterator[bytes]) -> Iterator[bytes]:
     """Write what was unpacked of a file without an index down, to read it backwards."""
     with tempfile.TemporaryFile() as file:
         for content in contents:
-            file.write(content)
+            if content:
+                file.write(content)
+            else:
+                yield content
         file.flush()
-        yield from _backwards(file, file.tell())
+        yield from lines_backwards(file.fileno(), file.tell())

@@ -34,7 +34,8 @@ _DELETE: Final = 0x7F
 _LONGEST_NUMBER = 14_000
 """Bits; ``str`` refuses an integer of more than 4,300 digits, and ``hex`` does not."""
 _LONGEST_CUT = 256
-_BEYOND_64_BITS = re.compile(rb"[0-9]{20}")
+_DIGITS: Final = bytes.maketrans(b"123456789", b"0" * 9)
+_BEYOND_64_BITS: Final = b"0" * 20
 _OPTIONS: Final = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATETIME  # for the reason, see aperion.events
 _INFINITE = float("inf")
 
@@ -186,12 +187,12 @@ def parsed(text: bytes) -> Any:
     """Return what a line of JSON holds, integers of any size included.
 
     orjson turns those beyond 64 bits into floats, and refuses them where a float ends; pydantic's parser, which
-    takes half as long again, does neither.
+    takes half as long again, does neither. (Looking for twenty digits by a pattern takes five times as long as orjson.)
 
     Raises:
         ValueError: for what is no JSON.
     """
-    return from_json(text, allow_inf_nan=False) if _BEYOND_64_BITS.search(text) else orjson.loads(text)
+    return from_json(text, allow_inf_nan=False) if _BEYOND_64_BITS in text.translate(_DIGITS) else orjson.loads(text)
 
 
 def shrunk(text: bytes) -> bytes:

@@ -67,7 +67,8 @@ class Recorder:
         self._required = setup.on_failure is OnFailure.REQUIRED
         self._kinds = setup.kinds
         self._takes_accepted, self._takes_outcomes = "accepted" in setup.kinds, "outcome" in setup.kinds
-        self._append, self._append_owed = buffer.append, buffer.append_owed
+        self._append = buffer.append if self._required else buffer.append_kept
+        self._append_owed = buffer.append_owed
         self._opened = False
 
     # Recording
@@ -77,7 +78,7 @@ class Recorder:
 
         Raises:
             AuditUnavailable: when the file cannot be written, when the buffer is full, when the log is not
-                open, and in a forked child; not under ``best_effort``, where it counts as missing.
+                open, and in a forked child; under ``best_effort`` it counts as missing where that is a matter of the disk.
         """
         if not self._takes_accepted:
             return
@@ -88,8 +89,7 @@ class Recorder:
                 line = self._encrypted(self._subjects, record.accepted, event)
             self._append(line)
         except AuditUnavailable as error:
-            self._buffer.refused(error)
-            if self._required or not self._buffer.is_open:
+            if not self._buffer.refused(error) or self._required:
                 raise
             self._buffer.miss()
 
@@ -99,7 +99,7 @@ class Recorder:
         Where the buffer is full it waits in memory behind it: what has happened cannot be refused.
 
         Raises:
-            AuditUnavailable: when the file cannot be written, when the disk is too far behind, when the log is
+            AuditUnavailable: when the file cannot be written, when the disk stands still, when the log is
                 not open, and in a forked child; under ``best_effort`` only for the two last.
         """
         if self._takes_outcomes:

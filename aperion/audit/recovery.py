@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+import orjson
+
+from aperion._logs import logger as _log
 from aperion.audit.chain import filling, opened, seal
 from aperion.audit.compression import open_lines
 from aperion.audit.record import parsed
@@ -50,6 +53,8 @@ def recover(ring: Path, fd: int, live: Live, *, limit: int | None = None) -> Rec
         OSError: when the system refuses to write; nothing is lost.
     """
     left = leftover(fd, ring, live.path)
+    if left is not None:
+        _log.info("audit log was not closed, its buffer is brought over", path=str(live.path), bytes=len(left.content))
     torn = live.resume()
     lost = _continue_after(left.place, live) if left is not None else 0
     good, bad = _missing(left, live) if left is not None else ([], [])
@@ -107,10 +112,11 @@ def _missing(left: Leftover, live: Live) -> tuple[list[bytes], list[bytes]]:
 
     After a power cut the whole ring may be older than the log, or its pages of different age.
     """
-    lines = left.content.splitlines(keepends=True)
-    good = [line for line in lines if _is_record(line)]
+    good: list[bytes] = []
+    bad: list[bytes] = []
+    for line in left.content.splitlines(keepends=True):
+        (good if _is_record(line) else bad).append(line)
     known = {_digest(body) for body in _bodies(left.place, live)} if good else set()
-    bad = [line for line in lines if not _is_record(line)]
     return [line for line in good if _digest(line) not in known], [*bad, *([left.garbled] if left.garbled else [])]
 
 
@@ -125,7 +131,7 @@ def _bodies(place: Place, live: Live) -> Iterator[bytes]:
         yield from _newer(_until(file, live.size), place.link.seq)
     for segment in reversed(sealed_segments(live.path)):
         with open_lines(segment.path, segment.compression) as lines:
-            begin = opened(lines.readline())
+            begin = opened(next(lines, b""))
             yield from _newer(lines, place.link.seq)
         if begin is not None and begin.link.seq <= place.link.seq:
             return
@@ -153,8 +159,18 @@ def _digest(body: bytes) -> bytes:
 
 
 def _is_record(line: bytes) -> bool:
+    if not line.isascii():
+        return False
     try:
-        return isinstance(parsed(line), dict) and line.isascii()
+        return isinstance(orjson.loads(line), dict)
+    except ValueError:
+        return _is_odd_record(line)
+
+
+def _is_odd_record(line: bytes) -> bool:
+    """Tell so of one that the fast parser refuses: it may hold an integer that is larger than what that knows."""
+    try:
+        return isinstance(parsed(line), dict)
     except ValueError:
         return False
 

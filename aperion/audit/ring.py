@@ -15,6 +15,7 @@ import os
 import struct
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 
 HEADER: Final = 4096
 _MAGIC: Final = int.from_bytes(b"AperRing", sys.byteorder)
-_VERSION: Final = 3
+_VERSION: Final = 4
 _WORDS: Final = struct.Struct("=64Q")
 _SLOT: Final = struct.Struct("=6Q32s")
 """tail and the checksum there; device, inode and size of the file; number and hash of the last record."""
+_SLOT_SUM: Final = struct.Struct("=I")
+"""Of a slot, behind it: where the log ended is believed to the bit, or not at all."""
 _POSITION: Final = 48
 """Bits of the word ``head`` that are the position; above it are those of the checksum that fit."""
-_ALL_BITS: Final = (1 << 64) - 1
+_CHECKED: Final = (1 << 64 - _POSITION) - 1
 
 # Words of the header, 8 bytes each; what two threads write has a cache line for each of them.
 _AT_MAGIC, _AT_VERSION, _AT_CAPACITY, _AT_PID = range(4)
@@ -83,6 +86,9 @@ class Leftover:
     missed: Missed | None
 
 
+_SUM_OF_ZEROS: Final = crc32(bytes(_SLOT.size - 16))
+
+
 def lock(path: Path, log: Path) -> int:
     """Open the ring's file, or create it, and keep every other process out of it.
 
@@ -96,16 +102,33 @@ def lock(path: Path, log: Path) -> int:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if same_file(fd, path):
+                _sign(fd)
                 return fd
         except BlockingIOError:
             pid = _header(fd)[_AT_PID]
             os.close(fd)
-            owner = f"process {pid}" if pid else "another process"
+            owner = f"process {pid}" if _is_alive(pid) else "another process"
             raise AuditUnavailable(log, f"{owner} writes it; each process needs a log of its own") from None
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)  # its owner removed it between our open and our lock
+
+
+def _sign(fd: int) -> None:
+    """Tell who has the lock, at once: to bring over what the ring holds may take a while. It stays as it is."""
+    if _header(fd)[_AT_MAGIC] in (0, _MAGIC):
+        os.pwrite(fd, struct.pack("=Q", os.getpid()), 8 * _AT_PID)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return pid > 0
 
 
 def same_file(fd: int, path: Path) -> bool:
@@ -136,8 +159,10 @@ def leftover(fd: int, path: Path, log: Path) -> Leftover | None:
     head, checksum = _parted(words[_AT_HEAD])
     capacity = words[_AT_CAPACITY]
     at = 8 * _AT_SLOTS[words[_AT_SELECTED] % 2]
-    tail, before, device, inode, length, seq, digest = _SLOT.unpack(os.pread(fd, _SLOT.size, at))
-    if size != HEADER + capacity or not 0 <= head - tail <= capacity:
+    slot = os.pread(fd, _SLOT.size + _SLOT_SUM.size, at)
+    tail, before, device, inode, length, seq, digest = _SLOT.unpack_from(slot)
+    is_whole = _sum_of(slot[: _SLOT.size]) == _SLOT_SUM.unpack_from(slot, _SLOT.size)[0]
+    if size != HEADER + capacity or not is_whole or not 0 <= head - tail <= capacity:
         raise AuditUnavailable(log, f"the ring {path} is damaged; move it away, what it holds can be read as text")
     count, since, until = words[_AT_MISSED : _AT_MISSED_TO + 1]
     missed = Missed(count, since, until) if count else None
@@ -148,11 +173,19 @@ def leftover(fd: int, path: Path, log: Path) -> Leftover | None:
 
 
 def _word(position: int, checksum: int) -> int:
-    return (checksum << _POSITION | position) & _ALL_BITS
+    return (checksum & _CHECKED) << _POSITION | position
 
 
 def _parted(word: int) -> tuple[int, int]:
     return word & (1 << _POSITION) - 1, word >> _POSITION
+
+
+def _sum_of(slot: bytes) -> int:
+    """Return the checksum of a slot: zero for one of zeros, as a ring has it that is a mere lock.
+
+    Which file it is about is not in it: that is compared with the file there is.
+    """
+    return crc32(slot[32:], crc32(slot[:16])) ^ _SUM_OF_ZEROS
 
 
 def _header(fd: int) -> tuple[int, ...]:
@@ -184,7 +217,7 @@ class Ring:
     # Mutable: head by the thread that puts; tail, mark and place by the one that takes.
     # The mapping is replaced by the thread that puts, while nothing is in the ring.
     __slots__ = (
-        *("_fd", "_map", "_owed", "_shared", "_spare", "_sum", "_sum_taken", "_swap", "_words"),
+        *("_fd", "_map", "_owed", "_shared", "_spare", "_sum_taken", "_swap", "_whole", "_words"),
         *("beyond", "capacity", "head", "mark", "missed", "path", "place", "tail"),
     )
 
@@ -197,7 +230,8 @@ class Ring:
         self.missed: Missed | None = None
         self._owed: Missed | None = None
         self.place = place
-        self._sum = self._sum_taken = 0
+        self._whole = 0, 0  # head, and the checksum there, in one piece for the thread that takes
+        self._sum_taken = 0
         self._fd = fd
         self._shared = shared
         self._spare: tuple[int, mmap.mmap] | None = None
@@ -224,15 +258,17 @@ class Ring:
 
     def store(self, line: bytes) -> None:
         """Append a line that there is room for, without asking."""
-        end = self.head + len(line)
-        start = HEADER + self.head % self.capacity
-        stop = start + len(line)
-        if stop <= HEADER + self.capacity:
-            self._map[start:stop] = line
+        head, checksum = self._whole
+        size, capacity = len(line), self.capacity
+        start = head % capacity + HEADER
+        if start + size <= HEADER + capacity:
+            self._map[start : start + size] = line
         else:
             self._put_around(start, line)
-        self._sum = crc32(line, self._sum)
-        self._words[_AT_HEAD] = (self._sum << _POSITION | end) & _ALL_BITS
+        end, checksum = head + size, crc32(line, checksum)
+        whole = end, checksum
+        self._words[_AT_HEAD] = (checksum & _CHECKED) << _POSITION | end
+        self._whole = whole  # what may fail for want of memory comes before: all of it or nothing
         self.head = end  # last: a tail beyond the head that others see would be damage
 
     def _put_around(self, start: int, line: bytes) -> None:
@@ -261,14 +297,14 @@ class Ring:
 
     # On the thread that takes
 
-    def oldest(self, most: int) -> list[bytes]:
+    def oldest(self, most: int) -> bytes:
         """Return the oldest lines, about so many bytes of them, one at least where there is any."""
         tail, size = self.tail, self.head - self.tail
         content = self._bytes(tail, min(size, most))
         if size > most and not content.endswith(b"\n"):
             end = content.rfind(b"\n") + 1
             content = content[:end] if end else self._bytes(tail, self._line_end(tail, size))
-        return content.splitlines(keepends=True)
+        return content
 
     def _line_end(self, tail: int, size: int) -> int:
         return self._bytes(tail, size).index(b"\n") + 1
@@ -290,20 +326,22 @@ class Ring:
             place: the new end of the log.
         """
         tail = self.tail + size
-        checksum = crc32(self._bytes(self.tail, size), self._sum_taken)
+        head, checksum = self._whole
+        if tail != head:
+            checksum = crc32(self._bytes(self.tail, size), self._sum_taken)
         self.place = place
         with self._swap:
+            self._select(self._map, self._words, tail, checksum)
             self._sum_taken = checksum
-            self._select(self._map, self._words, tail)
             self.tail = tail
 
-    def _select(self, mapped: mmap.mmap, words: memoryview, tail: int) -> None:
+    def _select(self, mapped: mmap.mmap, words: memoryview, tail: int, checksum: int) -> None:
         other = 1 - words[_AT_SELECTED] % 2
         place = self.place
         digest = bytes.fromhex(place.link.hash)
-        _SLOT.pack_into(
-            mapped, 8 * _AT_SLOTS[other], tail, self._sum_taken, *place.file, place.size, place.link.seq, digest
-        )
+        _SLOT.pack_into(mapped, 8 * _AT_SLOTS[other], tail, checksum, *place.file, place.size, place.link.seq, digest)
+        end = 8 * _AT_SLOTS[other] + _SLOT.size
+        _SLOT_SUM.pack_into(mapped, end, _sum_of(mapped[end - _SLOT.size : end]))
         words[_AT_SELECTED] = other
 
     def moved(self) -> bool:
@@ -340,8 +378,8 @@ class Ring:
     def _begun(self) -> memoryview:
         words = memoryview(self._map)[:HEADER].cast("Q")
         words[_AT_VERSION], words[_AT_CAPACITY], words[_AT_PID] = _VERSION, self.capacity, os.getpid()
-        words[_AT_HEAD] = _word(self.head, self._sum)
-        self._select(self._map, words, self.tail)
+        words[_AT_HEAD] = _word(*self._whole)
+        self._select(self._map, words, self.tail, self._sum_taken)
         if not self._shared:  # what others read of a lock: who has it, and that nothing is left in it
             os.pwrite(self._fd, struct.pack("=4Q", _MAGIC, _VERSION, 0, os.getpid()), 0)
         words[_AT_MAGIC] = _MAGIC  # last: from here on the file is a ring
@@ -370,10 +408,12 @@ class Ring:
         """Let go of the memory and the file."""
         self._words.release()
         self._map.close()
-        self.close_files()
+        with suppress(OSError):  # a child that was just forked may still hold the file open, and the lock with it
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self.abandon()
 
-    def close_files(self) -> None:
-        """Let go of the file, and with it of the lock."""
+    def abandon(self) -> None:
+        """Let go of the file, but not of the lock: in a forked child that is its parent's."""
         os.close(self._fd)
         if self._spare is not None:
             os.close(self._spare[0])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 GZIP: Final = ".gz"
 ZSTD: Final = ".zst"
-_SUFFIXES: Final = ("", GZIP, ZSTD)
+SUFFIXES: Final = ("", GZIP, ZSTD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class Segment:
 def sealed_path(log: Path, number: int) -> Path:
     """Return the name that a file of the log gets when it is full: ``events.jsonl`` becomes ``events.000001.jsonl``."""
     return log.with_name(f"{log.stem}.{number:06d}{log.suffix}")
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a full file had before it was compressed."""
+    return name.removesuffix(GZIP).removesuffix(ZSTD)
 
 
 def index_path(log: Path, number: int) -> Path:
@@ -56,6 +61,11 @@ def sealed_segments(log: Path) -> list[Segment]:
     return [found[number] for number in sorted(found)]
 
 
+def sealed_numbers(log: Path) -> list[int]:
+    """Return the numbers of the full files of a log, in order."""
+    return [segment.number or 0 for segment in sealed_segments(log)]
+
+
 def _numbered(log: Path) -> dict[int, Segment]:
     pattern = re.compile(rf"{re.escape(log.stem)}\.(\d{{6,}}){re.escape(log.suffix)}(\.gz|\.zst)?")
     found: dict[int, Segment] = {}
@@ -64,7 +74,7 @@ def _numbered(log: Path) -> dict[int, Segment]:
         if match is not None and name != log.name:
             number, compression = int(match[1]), match[2] or ""
             known = found.get(number)
-            if known is None or _SUFFIXES.index(compression) < _SUFFIXES.index(known.compression):
+            if known is None or SUFFIXES.index(compression) < SUFFIXES.index(known.compression):
                 found[number] = Segment(log.with_name(name), number, compression)
     return found
 

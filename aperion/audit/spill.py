@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aperion.audit.ring import Ring
 
 SPILL_BYTES: Final = 16 << 20
-"""What a spill holds at most; a disk that is so far behind does not keep up, and what comes then is missing."""
+"""What a spill holds at most where the disk stands still; what comes then is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Spill:
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
-        self._lines: deque[_Waiting] = deque()  # bounded by SPILL_BYTES
+        self._lines: deque[_Waiting] = deque()  # bounded by who asks "takes" first
         self._count = self.size = 0
 
     def takes(self, size: int) -> bool:
-        """Tell whether so many bytes fit."""
+        """Tell whether so many bytes fit, however the disk does."""
         return self.size + size <= SPILL_BYTES
 
     def push(self, content: bytes, at_risk: Missed) -> None:
@@ -64,10 +64,11 @@ class Spill:
             return not lines
         until = lines[-1].at_risk.until
         while lines and ring.has_room(len(lines[0].content)):
-            ring.store(lines[0].content)  # nobody asks the writer: what is kept nowhere else has precedence
-            waiting = lines.popleft()
-            self._count -= waiting.at_risk.count
-            self.size -= len(waiting.content)
+            waiting = lines[0]
+            count, size = self._count - waiting.at_risk.count, self.size - len(waiting.content)
+            ring.store(waiting.content)  # nobody asks the writer: what is kept nowhere else has precedence
+            lines.popleft()  # at once: what stays here would come twice
+            self._count, self.size = count, size
             self._tell(until)
         return not lines
 

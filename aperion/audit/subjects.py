@@ -6,35 +6,44 @@ nobody can read any more.
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import mmap
 import os
-import secrets
-import stat
 import threading
 from contextlib import closing, suppress
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
+from aperion._logs import logger as _log
+from aperion.audit.keyfile import (
+    DIGEST,
+    FREE,
+    HEADER,
+    ID,
+    SALT,
+    SLOT,
+    KeyFile,
+    check,
+    digest_of,
+    id_of,
+    is_whole,
+    key_in,
+    new_header,
+    new_slot,
+    open_keys,
+    slots,
+)
 from aperion.errors import AuditError, ConfigurationError
-from aperion.redaction.modes import RedactionKey, check_encryption, key_of, revealed
+from aperion.redaction.modes import check_encryption, key_of, revealed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from aperion.events import Event
+    from aperion.redaction.modes import RedactionKey
 
 SubjectOf: TypeAlias = "Callable[[Event[Any]], str | None]"
 
-_MAGIC: Final = b"aperion subject keys 1\n"
-_HEADER: Final = 64
-_SALT: Final = slice(32, 64)
-# A slot: the hash of a name, the id of its key, the secret. Within one sector of any disk, so never half there.
-_SLOT: Final = 64
-_DIGEST, _ID, _SECRET = slice(0, 16), slice(16, 26), slice(32, 64)
-_FREE: Final = bytes(16)
 _MORE: Final = 4096
 """Slots by which the file grows."""
 
@@ -63,9 +72,9 @@ class Subjects:
     __slots__ = ("_by_digest", "_dirty", "_fd", "_free", "_lock", "_map", "_salt", "_users", "of", "path")
 
     def __init__(self, path: str | os.PathLike[str], of: SubjectOf) -> None:
-        self.path = Path(path)
-        if not self.path.name:
+        if not Path(path).name:
             raise ConfigurationError(f"{os.fspath(path)!r} is no path of a file; pass one such as 'subjects.keys'")
+        self.path = Path(path).absolute()  # the process may change its folder
         if not callable(of):
             raise ConfigurationError(
                 f"of={of!r} cannot be called; pass a function of an event: lambda event: event.key"
@@ -108,7 +117,7 @@ class Subjects:
 
     def _open(self) -> None:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = _opened(self.path, os.O_RDWR | os.O_CREAT)
+        self._fd = open_keys(self.path, os.O_RDWR | os.O_CREAT)
         try:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,8 +132,8 @@ class Subjects:
             raise
 
     def _begin(self) -> None:
-        os.posix_fallocate(self._fd, 0, _HEADER + _MORE * _SLOT)
-        os.pwrite(self._fd, _MAGIC.ljust(32, b"\0") + secrets.token_bytes(32), 0)
+        os.posix_fallocate(self._fd, 0, HEADER + _MORE * SLOT)
+        os.pwrite(self._fd, new_header(), 0)
         os.fdatasync(self._fd)
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -134,14 +143,16 @@ class Subjects:
 
     def _load(self) -> None:
         content = self._content()
-        _check(self.path, content[:_HEADER])
-        self._salt = content[_SALT]
+        check(self.path, content[:HEADER])
+        self._salt = content[SALT]
         self._by_digest, self._free = {}, []
-        for at, slot in _slots(content):
-            if slot[_DIGEST] == _FREE:
+        for at, slot in slots(content):
+            if slot[DIGEST] == FREE:
                 self._free.append(at)
-            else:
-                self._by_digest[slot[_DIGEST]] = at
+            elif is_whole(slot):
+                self._by_digest[slot[DIGEST]] = at
+            else:  # nobody gets it, and ``forget`` says so
+                _log.error("a key of a subject is damaged", path=str(self.path), offset=at)
         self._free.reverse()
 
     def _close(self) -> None:
@@ -183,14 +194,14 @@ class Subjects:
             OSError: when the file is full and cannot grow.
         """
         with self._lock:
-            content, digest = self._content(), _digest(self._salt, subject)
+            content, digest = self._content(), digest_of(self._salt, subject)
             at = self._by_digest.get(digest)
-            slot = content[at : at + _SLOT] if at is not None else b""
+            slot = content[at : at + SLOT] if at is not None else b""
             # Another process may forget somebody, right now too: what was read must still be there.
-            if at is None or not slot.startswith(digest) or content[at : at + _SLOT] != slot:
+            if at is None or not slot.startswith(digest) or content[at : at + SLOT] != slot:
                 at = self._new(digest)
-                slot = content[at : at + _SLOT]
-            return _key(slot)
+                slot = content[at : at + SLOT]
+            return key_in(slot)
 
     def _new(self, digest: bytes) -> int:
         if not self._free:
@@ -198,21 +209,22 @@ class Subjects:
             self._take_in()
         content, at = self._content(), self._free.pop()
         # The hash comes last: whoever is killed in between leaves a slot that is still free.
-        content[at + _DIGEST.stop : at + _SLOT] = secrets.token_bytes(10) + bytes(6) + secrets.token_bytes(32)
-        content[at : at + _DIGEST.stop] = digest
+        slot = new_slot(digest)
+        content[at + DIGEST.stop : at + SLOT] = slot[DIGEST.stop :]
+        content[at : at + DIGEST.stop] = digest
         self._by_digest[digest] = at
         self._dirty = True
         return at
 
     def _make_room(self) -> None:
         # Now, so that a full disk says no here, and not by a signal when a key is written.
-        os.posix_fallocate(self._fd, len(self._content()), _MORE * _SLOT)
+        os.posix_fallocate(self._fd, len(self._content()), _MORE * SLOT)
 
     def _take_in(self) -> None:
         content = self._content()
         size, larger = len(content), os.fstat(self._fd).st_size
         content.resize(larger)
-        self._free += range(larger - _SLOT, size - _SLOT, -_SLOT)
+        self._free += range(larger - SLOT, size - SLOT, -SLOT)
 
     def tend(self, *, durable: bool) -> None:
         """Make room for more, and bring new keys to the disk if they have to be there; for the writer. Waits.
@@ -243,30 +255,32 @@ class Subjects:
             None when there is no key: nothing was encrypted for that subject, or it is forgotten already.
 
         Raises:
-            AuditError: for a file that is something else.
+            AuditError: for a file that is something else, and where keys are damaged, one of which may be the subject's.
             OSError: when there is no file, and when the disk refuses; the key may then still be there.
         """
-        with self._lock, closing(_File(self.path)) as file:
-            found = file.find(_digest(file.salt, subject), _DIGEST)
-            if found is None:
-                return None
-            at, slot = found
-            file.clear(at)
-        return _key(slot).id
+        with self._lock, closing(KeyFile(self.path)) as file:
+            found = file.find(digest_of(file.salt, subject), DIGEST)
+            if found is not None:
+                file.clear(found[0])
+            file.check_slots()  # after that: there may be an older key of the same subject
+        return key_in(found[1]).id if found is not None else None
 
     def reveal(self, marker: str) -> str:
         """Return the value that a marker holds which the log wrote for a subject. Waits.
 
         Raises:
             ConfigurationError: where it is no such marker, or its key is not here: destroyed, or of another file.
+            AuditError: where keys are damaged, one of which may be the one.
             OSError: when there is no file.
         """
         name = key_of(marker)
-        with closing(_File(self.path)) as file:
-            found = file.find(_raw(name), _ID)
+        with closing(KeyFile(self.path)) as file:
+            found = file.find(id_of(name), ID)
+            if found is None:
+                file.check_slots()
         if found is None:
             raise ConfigurationError(f"the key {name!r} is not in {self.path}: it was destroyed, or is of another file")
-        return revealed(marker, _key(found[1]))
+        return revealed(marker, key_in(found[1]))
 
 
 class UntoldSubjectError(AuditError):
@@ -281,68 +295,3 @@ class HidesAll:
         raise UntoldSubjectError("hidden")
 
     redact_text = redact_exception = redact
-
-
-class _File:
-    """The file of keys, opened for one thing; beside a log that writes it, if need be."""
-
-    __slots__ = ("_fd", "_path", "salt")
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fd = _opened(path, os.O_RDWR)
-        header = os.pread(self._fd, _HEADER, 0)
-        try:
-            _check(path, header)
-        except AuditError:
-            self.close()
-            raise
-        self.salt = header[_SALT]
-
-    def find(self, wanted: bytes, part: slice) -> tuple[int, bytes] | None:
-        """Return the first slot with this hash or id, and where it stands."""
-        content = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        slots = ((at, slot) for at, slot in _slots(content) if slot[part] == wanted)
-        return next((found for found in slots if found[1][_DIGEST] != _FREE), None)
-
-    def clear(self, at: int) -> None:
-        """Overwrite a slot, the secret first, and wait until the disk has it."""
-        os.pwrite(self._fd, bytes(_SLOT), at)
-        os.fdatasync(self._fd)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
-
-
-def _opened(path: Path, flags: int) -> int:
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise AuditError(f"{path} is no regular file; pass the path of one that this log may write")
-    return fd
-
-
-def _check(path: Path, header: bytes) -> None:
-    if not header.startswith(_MAGIC) or len(header) < _HEADER:
-        raise AuditError(f"{path} holds no keys of subjects; pass another path, and it is made")
-
-
-def _slots(content: bytes | mmap.mmap) -> Iterator[tuple[int, bytes]]:
-    for at in range(_HEADER, len(content) - _SLOT + 1, _SLOT):
-        yield at, content[at : at + _SLOT]
-
-
-def _digest(salt: bytes, subject: str) -> bytes:
-    return blake2b(subject.encode("utf-8", "surrogatepass"), key=salt, digest_size=16).digest()
-
-
-def _key(slot: bytes) -> RedactionKey:
-    return RedactionKey(base64.b32encode(slot[_ID]).decode().lower(), slot[_SECRET])
-
-
-def _raw(name: str) -> bytes:
-    try:
-        return base64.b32decode(name.upper())
-    except ValueError:
-        return b""

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from aperion.audit.spill import Spill
     from aperion.audit.subjects import Subjects
 
-_SHORTEST: Final = 0.002
-"""Seconds between two batches while lines come: many small writes would fight the loop for the interpreter."""
+_SHORTEST: Final = 0.05
+"""Seconds between two batches while lines come: many small ones would fight the loop for the interpreter."""
 _LONGEST: Final = 1.0
 _AWAKE: Final = 0.05
 """A pause longer than this is ended by whoever puts a line; a shorter one is worth no call."""
 _RETRY_FIRST: Final = 0.1
+_PROBE: Final = 0.05
+"""Seconds between two attempts to write, at least, however many emitters ask for one."""
 _BATCHES: Final = 8
 """How many fill the ring; the room of one is given back while the next is written."""
 _LOOK: Final = 0.25
@@ -137,13 +139,16 @@ class Writer:
             AuditUnavailable: when the file cannot be written, or the ring is full.
         """
         ring = self._ring
+        self.hurry()
         if self.failure is not None and not self._keeps_going:
             raise AuditUnavailable(self._live.path, self.failure)
         if ring.is_renewable and not ring.renew():
             raise AuditUnavailable(self._live.path, "its ring is being replaced")
-        self.hurry()
-        if end - ring.tail > ring.capacity:
+        room = ring.tail + ring.capacity
+        if end > room:
             raise AuditUnavailable(self._live.path, self.failure or self.full)
+        if self.failure is None:  # once is enough for a batch; the thread has its own say when it is awake
+            ring.mark = min(end + self._batch, room)
 
     def refused(self, reason: str) -> None:
         """Remember that a record was refused because the ring was full, until there is room."""
@@ -170,6 +175,9 @@ class Writer:
             pause = self._next_pause(pause, moved=moved)
             self._set_mark(pause)
             if not stopping and not self._is_behind():
+                if self.failure is not None and not self._stopping:
+                    time.sleep(_PROBE)
+                    pause -= _PROBE
                 self._wake.wait(pause)
                 self._wake.clear()
         if self._ring.head == self._ring.tail:  # after a failure too, such as one to begin the next file
@@ -198,7 +206,7 @@ class Writer:
             self._failed(error.reason)
         except OSError as error:
             self._failed(reason_of(error))
-        except Exception as error:  # noqa: BLE001 - without its thread the log would fill up and never say why
+        except BaseException as error:  # noqa: BLE001 - without its thread the log would fill up and never say why
             self._failed(f"{type(error).__name__}: {error}")
         else:
             self.failure = None
@@ -210,7 +218,8 @@ class Writer:
         self.failures += 1
         self._look_at = 0.0  # the files may be the reason
         if self.on_progress is not None:
-            self.on_progress(self._ring.tail, reason)
+            with suppress(MemoryError):  # who waits is told by the next attempt
+                self.on_progress(self._ring.tail, reason)
 
     def _work(self) -> bool:
         if self._reopening or time.monotonic() >= self._look_at:
@@ -234,34 +243,42 @@ class Writer:
 
     def _move_batch(self) -> bool:
         ring, live = self._ring, self._live
-        bodies = self._fitting(ring.oldest(self._batch))[: self._until_checkpoint()]
-        if bodies:
+        if live.taken != ring.tail:  # the pass before came to grief in between
+            self._commit()
+        content = ring.oldest(self._batch)
+        # What stands between two records cannot stand in one; to search for it costs half of what lines would.
+        records = content[1:-2].split(b"}\n{") if content else []
+        records = self._fitting(records)[: self._until_checkpoint()]
+        if records:
             if self._subjects is not None:
                 self._subjects.tend(durable=live.durable)
-            live.append(bodies)
+            live.take(records, ring.tail + sum(map(len, records)) + len("{}\n") * len(records))
             self._event_seq = live.link.seq
-            ring.commit(sum(map(len, bodies)), live.place)
+            self._commit()
         if self.on_progress is not None:  # of nothing too: somebody may have come to wait since the last batch
             self.on_progress(ring.tail, None)
-        return bool(bodies)
+        return bool(records)
 
-    def _fitting(self, bodies: list[bytes]) -> list[bytes]:
+    def _commit(self) -> None:
+        """Tell the ring how far the log is."""
+        self._ring.commit(self._live.taken - self._ring.tail, self._live.place)
+
+    def _fitting(self, records: list[bytes]) -> list[bytes]:
         """Return as many records as the file takes before it is full, the one that makes it so included."""
         limit, live = self._rotation.max_bytes, self._live
         if limit is None:
-            return bodies
+            return records
         if live.size >= limit and self._has_events:
             return []
-        return bodies[: filling(bodies, live.link, limit - live.size)]
+        return records[: filling((b"{%b}\n" % fields for fields in records), live.link, limit - live.size)]
 
     # Files
 
     def _look_after_files(self) -> None:
         """See that both files are where they were, now and then: each call lets go of the interpreter."""
-        live, ring = self._live, self._ring
         self._reopening = False
-        if live.follow():
-            ring.commit(0, live.place)
+        if self._live.follow():
+            self._commit()
         self._follow_ring()
         self._look_at = time.monotonic() + _LOOK
 
@@ -277,7 +294,7 @@ class Writer:
         fd = lock(ring.path, self._live.path)
         try:
             recover(ring.path, fd, self._live)
-            ring.commit(0, self._live.place)
+            self._commit()
             ring.prepare(fd)
         except BaseException:
             os.close(fd)
@@ -300,15 +317,24 @@ class Writer:
         return rotation.max_age is not None and now - live.began >= rotation.max_age * 1e9
 
     def _rotate(self) -> None:
-        number, path = self._live.rotate()
+        try:
+            number, path = self._live.rotate()
+        except FileNotFoundError:  # somebody has moved it just now: then it is full no more
+            if not self._live.follow():
+                raise
+            self._commit()
+            return
         self.rotations += 1
         self._housekeeper.full(Segment(path, number))
         self._live.append([])
-        self._ring.commit(0, self._live.place)
+        self._commit()
         self._prune()
 
     def _prune(self) -> None:
         self._prune_at = time.monotonic() + _PRUNE
+        rotation = self._rotation
+        if rotation.keep is None and rotation.keep_bytes is None and rotation.keep_age is None:
+            return  # before the folder is listed
         found, link = outdated(self._live.path, self._rotation)
         segments = [segment for segment in found if (segment.number or 0) > self._pruned]
         if segments:
@@ -323,7 +349,7 @@ class Writer:
 
     def _note(self, kind: str, detail: Mapping[str, Any]) -> None:
         self._live.note(kind, detail)
-        self._ring.commit(0, self._live.place)
+        self._commit()
 
     # Checkpoints
 
@@ -339,18 +365,19 @@ class Writer:
 
     def _checkpoint(self) -> None:
         live = self._live
-        body = checkpoint_body(
-            log=live.log,
-            segment=live.number,
-            last=live.link,
-            before=self._checkpoint_seq,
-            every=self._checkpoints.every,
-            key=self._key,
-            time_ns=time.time_ns(),
+        body = live.append_about(
+            lambda last: checkpoint_body(
+                log=live.log,
+                segment=live.number,
+                last=last,
+                before=self._checkpoint_seq,
+                every=self._checkpoints.every,
+                key=self._key,
+                time_ns=time.time_ns(),
+            )
         )
-        live.append([body])
-        self._ring.commit(0, live.place)
         self._checkpoint_seq = live.link.seq
+        self._commit()
         self._checkpoint_at = time.monotonic() + self._checkpoints.seconds
         self.checkpoints += 1
         copy_to = self._checkpoints.copy_to
@@ -358,10 +385,11 @@ class Writer:
             self._housekeeper.later(lambda: copy_checkpoint(body, copy_to))
 
     def _change_key(self, key: SigningKey) -> None:
-        if self._key is not None:
-            self._live.append([rotation_body(self._key, key, self._live.log, self._live.link, time.time_ns())])
-            self._ring.commit(0, self._live.place)
+        old, live = self._key, self._live
+        if old is not None:
+            live.append_about(lambda last: rotation_body(old, key, live.log, last, time.time_ns()))
         self._key, self._new_key = key, None
+        self._commit()
 
     # At the end
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aperion.catalogue.contents import ALL, SYSTEM_TYPES, Reaction, reactions
+from aperion.errors import EventTypeError, UnknownEventTypeError
 from aperion.events import known_event_types, model_for
-from aperion.naming import is_valid_event_type
 from aperion.patterns import STAR, is_exact
 
 if TYPE_CHECKING:
@@ -32,15 +32,17 @@ class Explanation:
 
     Args:
         event_type: what was asked.
-        valid: whether it is an event type at all.
+        valid: whether ``emit`` takes it, by the naming of this bus.
+        refusal: what ``emit`` says where it does not; None where it does.
         model: the name of its payload model.
         near: types that are written alike, where nobody knows this one.
-        handlers: those that match.
+        handlers: those whose patterns match.
         misses: those that nearly do.
     """
 
     event_type: str
     valid: bool
+    refusal: str | None
     model: str | None
     near: tuple[str, ...]
     handlers: tuple[Reaction, ...]
@@ -60,7 +62,9 @@ def explain(bus: EventBus, event_type: str, others: Iterable[str] = ()) -> Expla
     handlers = reactions(bus, event_type)
     matching = {handler.subscription for handler in handlers}
     model = model_for(event_type)
-    near = () if event_type in known else difflib.get_close_matches(event_type, sorted(known), n=3, cutoff=0.7)
+    refusal, meant = _refusal(bus, event_type)
+    alike = () if event_type in known else difflib.get_close_matches(event_type, sorted(known), n=3, cutoff=0.7)
+    near = dict.fromkeys([*([meant] if meant else []), *alike])
     misses = (
         Miss(subscription=each.name, pattern=pattern, why=why)
         for each in bus.subscriptions
@@ -70,12 +74,24 @@ def explain(bus: EventBus, event_type: str, others: Iterable[str] = ()) -> Expla
     )
     return Explanation(
         event_type=event_type,
-        valid=is_valid_event_type(event_type),
+        valid=refusal is None,
+        refusal=refusal,
         model=f"{model.__module__}.{model.__qualname__}" if model is not None else None,
         near=tuple(near),
         handlers=handlers,
         misses=tuple(misses),
     )
+
+
+def _refusal(bus: EventBus, event_type: str) -> tuple[str | None, str | None]:
+    """Return what ``emit`` says to a type that it refuses, and the type that was perhaps meant."""
+    if event_type in SYSTEM_TYPES:  # which the bus emits itself
+        return None, None
+    try:
+        bus._intake.check_type(event_type)
+    except EventTypeError as error:
+        return str(error), error.near if isinstance(error, UnknownEventTypeError) else None
+    return None, None
 
 
 def _near_miss(pattern: str, event_type: str) -> str | None:

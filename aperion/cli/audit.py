@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -12,6 +13,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from aperion.audit.following import POLL, Following
+from aperion.audit.predecessor import import_log
 from aperion.audit.query import Query
 from aperion.audit.reading import Reading
 from aperion.audit.trace import tree
@@ -21,6 +23,7 @@ from aperion.cli.audit_export import STDOUT, Format, write_text
 from aperion.cli.audit_export import export as exported
 from aperion.cli.audit_progress import Watched
 from aperion.cli.audit_rows import Rows, json_line, output, remark, skipped
+from aperion.cli.audit_runs import by_run
 from aperion.cli.audit_show import shown
 from aperion.cli.audit_stats import census
 from aperion.cli.audit_svg import chart
@@ -29,12 +32,15 @@ from aperion.cli.audit_verify import as_values as verification_values
 from aperion.cli.audit_verify import end_of, newest_checkpoint, told, verified
 from aperion.cli.screen import safe
 from aperion.errors import AperionError, ApplicationError
+from aperion.redaction import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from rich.console import Console
+
+    from aperion.audit.query import AuditRecord
 
 
 class _Commands(TyperGroup):
@@ -167,18 +173,57 @@ def trace_(
     as_json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001
 ) -> None:
-    """Draw the events with one correlation id as a tree: each below its cause, with handlers, attempts and times."""
+    """Draw the events with one correlation id as a tree: each below its cause, with handlers, attempts and times.
+
+    Where the log was opened several times, and events with this id came in more than one of these runs, each run
+    has a tree and a time axis of its own.
+    """
     with Watched(opt.found(log), Query(correlation_id=correlation_id), "tracing") as reading:
-        roots = tree(reading)
+        records = list(reading)
+    runs = [tree(run) for run in by_run(records, _starts(log, records))]
     with output() as out:
         if as_json:
-            print(json_line({"correlation_id": correlation_id, **as_values(roots)}))
-        elif roots:
-            out.print(Text(f"correlation {safe(correlation_id)}", style="bold"), soft_wrap=True)
+            print(json_line({"correlation_id": correlation_id, **as_values([root for run in runs for root in run])}))
+        for number, roots in enumerate(() if as_json else runs, start=1):
+            which = f", run {number} of {len(runs)}" if len(runs) > 1 else ""
+            out.print(Text(f"correlation {safe(correlation_id)}{which}", style="bold"), soft_wrap=True)
             _print(out, drawn(roots, out.width))
     skipped(reading.skipped, log)
-    if not roots:
+    if not records:
         _missing(f"no event with the correlation id {correlation_id} in {log}")
+
+
+def _starts(log: Path, records: Sequence[AuditRecord]) -> list[int]:
+    """Return at which records, between the first and the last of some, the log was opened."""
+    if not records:
+        return []
+    first, last = records[0].seq, records[-1].seq
+    return [record.seq for record in Reading(log, Query(kinds=["started"])) if first < record.seq < last]
+
+
+@audit.command("import", short_help="Make a log of one of aperion-event-bus.")
+def import_(
+    old: opt.OldLog,
+    new: opt.NewLog,
+    *,
+    as_json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001
+) -> None:
+    """Write NEW, a log with a chain, from OLD, a log of aperion-event-bus, and from its rotated files.
+
+    Events become accepted records and errors of handlers outcomes, with their ids and times; secrets and personal
+    data are hidden. OLD stays as it is. Exits with 1 where lines could not be brought over.
+    """
+    done = import_log(old, new, Redactor())
+    with output() as out:
+        if as_json:
+            print(json_line(asdict(done)))
+        else:
+            told = f"{done.events:,} events, {done.failures:,} failures and {done.others:,} lines about the old bus"
+            out.print(f"{told} from {', '.join(map(safe, done.files))} are in {safe(new)}", soft_wrap=True)
+    if done.unreadable:
+        places = ", ".join(map(safe, done.problems))
+        _missing(f"{done.unreadable:,} lines could not be brought over: {places}")
 
 
 @audit.command(short_help="Print the newest checkpoint.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aperion.audit.options import EVENT_KINDS
+from aperion.audit.predecessor import advice
 from aperion.audit.segments import GZIP, ZSTD, segments
 from aperion.cli.screen import DEBUG
 from aperion.errors import ApplicationError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Log = Annotated[Path, typer.Argument(metavar="LOG", help="The live file of the log, such as events.jsonl.")]
+OldLog = Annotated[Path, typer.Argument(metavar="OLD", help="The event_log_path of aperion-event-bus.")]
+NewLog = Annotated[Path, typer.Argument(metavar="NEW", help="Where the new log is to be; nothing may be there.")]
 EventId = Annotated[str, typer.Argument(metavar="EVENT_ID", help="Of the event.")]
 CorrelationId = Annotated[str, typer.Argument(metavar="CORRELATION_ID", help="Of the events.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
@@ -80,6 +83,8 @@ def found(log: Path) -> Path:
         raise ApplicationError(f"{log} is no regular file; give the path that was given to aperion.AuditLog")
     if log.suffix in {GZIP, ZSTD}:
         raise ApplicationError(f"{log} is one file of a log; name its live file, such as {log.parent / 'events.jsonl'}")
+    if log.is_file() and (what := advice(log)) is not None:
+        raise ApplicationError(f"{log} is no audit log of this version: {what}")
     if not segments(log):
         raise ApplicationError(f"there is no audit log at {log}; give the path that was given to aperion.AuditLog")
     return log

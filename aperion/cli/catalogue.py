@@ -72,7 +72,7 @@ def events(
 def explain_type(app: _App, event_type: _Type, *, as_json: _Json = False, debug: _Debug = False) -> None:  # noqa: ARG001
     """Show which subscriptions an event type goes to, in the order in which they run, and why; and which not, nearly.
 
-    Exits with 1 where no handler gets it.
+    Exits with 1 where no handler gets it, and where emit would refuse the type.
     """
     with own_stdout(aside=True) as out:
         log_others_to_stderr()
@@ -84,7 +84,8 @@ def explain_type(app: _App, event_type: _Type, *, as_json: _Json = False, debug:
         else:
             for line in explanation_shown(found):
                 console(out).print(line, soft_wrap=True)
-    raise typer.Exit(0 if any(not handler.paused for handler in found.handlers) else 1)
+    gets_it = found.valid and any(not handler.paused for handler in found.handlers)
+    raise typer.Exit(0 if gets_it else 1)
 
 
 def _contents(application: App, path: str, log: Path | None) -> Catalogue:

@@ -105,10 +105,12 @@ def explanation_shown(found: Explanation) -> Iterator[Text]:
     """Return the lines about one type: who gets it in which order, and who nearly does."""
     model = f"  {found.model}" if found.model else "  no model"
     yield Text.assemble((safe(found.event_type), _HEAD), (safe(model), _DIM))
-    if not found.valid:
-        yield Text("is no event type: lower case, and at least two segments, such as order.created", style=_BAD)
-    if found.near:
+    if found.refusal is not None:
+        yield Text(f"emit refuses it: {safe(found.refusal)}", style=_BAD)
+    if found.near and repr(found.near[0]) not in (found.refusal or ""):
         yield Text(f"nobody knows this type; did you mean {' or '.join(map(safe, found.near))}?", style="yellow")
+    if found.refusal is not None:
+        return
     yield Text("\nruns, in this order: the highest priority first, equal ones as they were subscribed", style=_DIM)
     yield from (Text.assemble("  ", line) for line in _handlers(found.handlers))
     if found.misses:

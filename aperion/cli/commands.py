@@ -13,6 +13,7 @@ import typer
 from aperion.app import serve
 from aperion.cli.audit import audit
 from aperion.cli.catalogue import events, explain_type
+from aperion.cli.journal import journal
 from aperion.cli.lines import STDIN, open_lines
 from aperion.cli.loading import about, load_app
 from aperion.cli.logs import log_others_to_stderr, log_to_stderr
@@ -32,6 +33,7 @@ command = typer.Typer(add_completion=False, no_args_is_help=True, pretty_excepti
 command.command(short_help="List event types, who emits and who handles them.")(events)
 command.command("explain", short_help="Show who gets an event type, and why.")(explain_type)
 command.add_typer(audit, name="audit", short_help="Read, search and check an audit log.")
+command.add_typer(journal, name="journal", short_help="Look into a journal, and put it in order.")
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - how typer calls it
@@ -164,4 +166,5 @@ def _print(summary: Summary, out: IO[str], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary.to_dict()), file=out)
     else:
-        console(out).print(rendered(summary))
+        screen = console(out)
+        screen.print(rendered(summary, screen.width))

@@ -16,8 +16,8 @@ _OURS = "aperion"
 def log_to_stderr() -> None:
     """Show what is logged on standard error, and what is logged for debugging with ``--debug`` only.
 
-    Values are shown as Python writes them, so that no control character reaches the terminal, and a
-    traceback stands below its line. An application that calls ``structlog.configure`` when it is imported overrides all of this.
+    Values are shown as Python writes them, so that no control character reaches the terminal; a
+    traceback, or the stack of what holds up the loop, is shown below its line. An application that calls ``structlog.configure`` when it is imported overrides all of this.
     """
     if DEBUG in sys.argv:
         logging.getLogger(_OURS).setLevel(logging.DEBUG)  # whole tracebacks, and what went well
@@ -47,10 +47,10 @@ _fields = structlog.processors.KeyValueRenderer(key_order=["timestamp", "level",
 
 
 def _rendered(logger: Any, method_name: str, event_dict: Any) -> str:
-    """Return a line of fields, and below it the traceback, if there is one."""
-    trace = event_dict.pop("exception", None)
+    """Return a line of fields, and below it the stack and the traceback, if there are any."""
+    below = [str(event_dict.pop(name, None) or "") for name in ("stack", "exception")]
     line = str(_fields(logger, method_name, event_dict))
-    return "\n".join([line, *(safe(each) for each in str(trace).splitlines())]) if trace else line
+    return "\n".join([line, *(safe(each) for text in below for each in text.splitlines())])
 
 
 def _to_stderr(*_name: str) -> structlog.PrintLogger:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
+from aperion.audit.predecessor import is_of_old_bus, is_old
 from aperion.context import MAX_ID_LENGTH, is_valid_correlation_id
 from aperion.errors import SerializationError, ValidationError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 FIELDS = frozenset({"type", "payload", "id", "time", "correlation_id", "key", "source", "headers"})
 
+_NAMES = {"event_type": "type", "event_id": "id", "timestamp": "time"}  # of aperion-event-bus 1.2.1
 _LONGEST_TEXT = 1024
 _END_OF_TIME = 253_402_300_800  # the year 10000, which RFC 3339 cannot write
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -39,14 +41,20 @@ class Record:
     unknown: frozenset[str] = frozenset()
 
 
-def parse(line: bytes) -> Record:
-    """Read one line.
+def parse(line: bytes) -> Record | None:
+    """Read one line; None for one of an old log that tells of the old bus itself, and not of an event.
+
+    Lines of aperion-event-bus are read too: they have other names for the type, the id and the time.
 
     Raises:
         SerializationError: for a line that is no JSON object.
         ValidationError: for a field that is missing or of the wrong kind.
     """
     fields = _object(line)
+    if is_old(fields):
+        if is_of_old_bus(fields):
+            return None
+        fields = {_NAMES.get(name, name): value for name, value in fields.items()}
     missing = [name for name in ("type", "payload") if name not in fields]
     if missing:
         raise ValidationError(f"the line has no {' and no '.join(map(repr, missing))}; an event needs both")

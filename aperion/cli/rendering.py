@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from aperion.cli.columns import Column, table
 from aperion.cli.screen import safe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aperion.cli.summary import HandlerSummary, Summary
+    from rich.table import Table
+
+    from aperion.cli.summary import Summary
 
 _TYPES = 20
 _LETTERS = 20
+_LEAST = 16  # columns of text
 _HEAD = "bold"
 _UNITS = ((1e-6, "µs"), (1e-3, "ms"), (1, "s"))
 _SHORTEST_IN_NEXT = 999.5  # what three digits would round up to the next unit
@@ -27,24 +30,28 @@ _WITHOUT_HANDLER = {
 }
 
 
-def rendered(summary: Summary) -> RenderableType:
-    """Return the summary as something that a console prints."""
-    return Group(*_sections(summary))
+def rendered(summary: Summary, width: int) -> RenderableType:
+    """Return the summary as something that a console of this width prints."""
+    return Group(*_sections(summary, width))
 
 
-def _sections(summary: Summary) -> Iterator[RenderableType]:
+def _sections(summary: Summary, width: int) -> Iterator[RenderableType]:
     yield _head(summary)
     yield from _totals(summary)
     if summary.types:
-        yield from _titled("Events by type", _types(summary))
+        yield from _titled("Events by type", _types(summary, width))
     if summary.handlers:
-        yield from _titled("Deliveries by handler, and how long handling took (p50, p95, p99)", _handlers(summary))
+        yield from _titled(
+            "Deliveries by handler, and how long handling took (p50, p95, p99)", _handlers(summary, width)
+        )
     if summary.letters:
         yield from _titled(
-            f"Dead letters ({summary.dead_letters:,}): deliveries and events given up", _letters(summary)
+            f"Dead letters ({summary.dead_letters:,}): deliveries and events given up", _letters(summary, width)
         )
     yield Text()
     yield _fact("Audit log", summary.audit_log or "none: this application keeps no audit log")
+    why = "; ".join(summary.reasons) or "all went well"
+    yield _fact("Exit code", f"{summary.exit_code}: {safe(why)}", "red" if summary.reasons else "")
 
 
 def _head(summary: Summary) -> Text:
@@ -57,6 +64,8 @@ def _totals(summary: Summary) -> Iterator[Text]:
     yield _fact("Took", f"{_seconds(ending.seconds)}, {summary.rate:,.0f} events/s")
     yield _fact("Lines", f"{summary.read:,} read, {summary.accepted:,} accepted, {summary.rejected:,} rejected")
     yield _fact("Events", ", ".join(_events(summary)))
+    if summary.left_out:
+        yield _fact("Left out", f"{summary.left_out:,} lines about the old bus itself")
     if summary.rejected > len(summary.rejections):
         yield _fact("Bad lines", f"{summary.rejected:,}, of which the first {len(summary.rejections)} were shown")
     if summary.unknown_fields:
@@ -76,22 +85,30 @@ def _events(summary: Summary) -> Iterator[str]:
     yield f"{summary.unfinished:,} unfinished when the time to drain was over" if summary.unfinished else "all settled"
 
 
-def _types(summary: Summary) -> Table:
-    table = _table("event type", right=("events",))
-    for name, count in summary.types[:_TYPES]:
-        table.add_row(safe(name), f"{count:,}")
+def _types(summary: Summary, width: int) -> Table:
+    rows = [(safe(name), f"{count:,}") for name, count in summary.types[:_TYPES]]
     rest = summary.types[_TYPES:]
     if rest:
-        table.add_row(f"… and {len(rest):,} more types", f"{sum(count for _, count in rest):,}")
-    return table
+        rows.append((f"… and {len(rest):,} more types", f"{sum(count for _, count in rest):,}"))
+    names, counts = zip(*rows, strict=True)
+    return table([Column(name="event type", cells=names, least=_LEAST), Column(name="events", cells=counts)], width)
 
 
-def _handlers(summary: Summary) -> Table:
-    table = _table("handler", right=("ok", "failed", "timed out", "skipped", "retried", "p50", "p95", "p99"))
-    for handler in summary.handlers:
-        name = _short(handler.name, summary)
-        table.add_row(name, *_counts(handler), *map(_seconds, (handler.p50, handler.p95, handler.p99)))
-    return table
+def _handlers(summary: Summary, width: int) -> Table:
+    """Show who was called. Where there is no room, what did not happen goes first, and the name never."""
+    handlers = summary.handlers
+    names = [_short(handler.name, summary) for handler in handlers]
+    columns = [Column(name="handler", cells=names, least=_LEAST)]
+    for name, late in (("ok", 0), ("failed", 0), ("timed out", 0), ("skipped", 6), ("retried", 7)):
+        counts = [getattr(handler, name.replace(" ", "_")) for handler in handlers]
+        style = "red" if name in {"failed", "timed out"} else ""
+        cells = [Text(f"{count:,}", style=style if count else "") for count in counts]
+        gives_way = late if any(counts) else len(columns) if name != "ok" else 0
+        columns.append(Column(name=name, cells=cells, gives_way=gives_way))
+    for name, gives_way in (("p50", 10), ("p95", 9), ("p99", 8)):
+        cells = [Text(_seconds(getattr(handler, name))) for handler in handlers]
+        columns.append(Column(name=name, cells=cells, gives_way=gives_way))
+    return table(columns, width)
 
 
 def _short(handler: str, summary: Summary) -> str:
@@ -99,38 +116,32 @@ def _short(handler: str, summary: Summary) -> str:
     return safe(handler.removeprefix(f"{summary.application.partition(':')[0]}."))
 
 
-def _counts(handler: HandlerSummary) -> Iterator[Text | str]:
-    yield f"{handler.ok:,}"
-    for failures in (handler.failed, handler.timed_out):
-        yield Text(f"{failures:,}", style="red" if failures else "")
-    yield f"{handler.skipped:,}"
-    yield f"{handler.retried:,}"
-
-
-def _letters(summary: Summary) -> Table:
-    table = _table("reason", "event type", "handler", "error", right=("count",))
+def _letters(summary: Summary, width: int) -> Table:
+    rows = []
     for group in summary.letters[:_LETTERS]:
-        name = group.handler or _WITHOUT_HANDLER.get(group.reason, "-")
+        name = _short(group.handler or _WITHOUT_HANDLER.get(group.reason, "-"), summary)
         reason = group.reason.replace("_", " ")
-        table.add_row(reason, safe(group.event_type), _short(name, summary), safe(group.error, 160), f"{group.count:,}")
+        rows.append((reason, safe(group.event_type), name, safe(group.error, 160), f"{group.count:,}"))
     rest = summary.letters[_LETTERS:]
     if rest:
-        table.add_row(f"… and {len(rest):,} more kinds", "", "", "", f"{sum(group.count for group in rest):,}")
-    return table
+        many = f"{sum(group.count for group in rest):,}"
+        rows.append(("", "", f"… and {len(rest):,} more kinds", "", many))
+    reasons, types, names, errors, counts = zip(*rows, strict=True)
+    return table(
+        [
+            Column(name="reason", cells=reasons, least=_LEAST, gives_way=1),
+            Column(name="event type", cells=types, least=_LEAST, gives_way=2),
+            Column(name="handler", cells=names, least=_LEAST),
+            Column(name="error", cells=errors, least=_LEAST),
+            Column(name="count", cells=counts),
+        ],
+        width,
+    )
 
 
 def _titled(title: str, table: Table) -> Iterator[RenderableType]:
     yield Text(f"\n{title}", style=_HEAD)
     yield table
-
-
-def _table(*left: str, right: tuple[str, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    for name in left:
-        table.add_column(name, overflow="fold")
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
 
 
 def _fact(name: str, value: str, style: str = "") -> Text:

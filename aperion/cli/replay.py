@@ -136,7 +136,10 @@ class Replayer:
             except ValidationError as error:
                 self._reject(line, str(error))
             else:
-                await self._emit(line, record)
+                if record is None:
+                    self._tally.left_out += 1
+                else:
+                    await self._emit(line, record)
 
     async def _emit(self, line: Line, record: Record) -> None:
         self._tally.note_unknown(record.unknown)

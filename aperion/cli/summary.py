@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 from aperion.naming import is_valid_event_type
@@ -68,7 +69,7 @@ class Summary:
     """All of it.
 
     ``lost`` events were dropped because the bus was full, ``filtered`` ones by processors, which is
-    what these are for.
+    what these are for. Lines ``left_out`` are those with which an old log tells of the old bus.
     """
 
     file: str
@@ -80,6 +81,7 @@ class Summary:
     filtered: int
     unfinished: int
     rejected: int
+    left_out: int
     rejections: tuple[Rejection, ...]
     emitted_by_application: int
     types: tuple[tuple[str, int], ...]
@@ -99,13 +101,29 @@ class Summary:
         return sum(group.count for group in self.letters)
 
     @property
+    def reasons(self) -> tuple[str, ...]:
+        """Say in a few words each what did not go well."""
+        failed = sum(handler.failed for handler in self.handlers)
+        timed_out = sum(handler.timed_out for handler in self.handlers)
+        signal = Signals(self.ending.signal).name if self.ending.signal is not None else None
+        told = (
+            (signal, f"{signal} cut it short"),
+            (self.ending.stopped, "it was stopped before the end of the file"),
+            (self.rejected, f"{self.rejected:,} {_plural(self.rejected, 'line')} rejected"),
+            (self.lost, f"{self.lost:,} {_plural(self.lost, 'event')} dropped because the bus was full"),
+            (failed, f"{failed:,} {_plural(failed, 'delivery', 'deliveries')} failed"),
+            (timed_out, f"{timed_out:,} timed out"),
+            (self.unfinished, f"{self.unfinished:,} {_plural(self.unfinished, 'event')} unfinished"),
+            (self.dead_letters, f"{self.dead_letters:,} {_plural(self.dead_letters, 'dead letter')}"),
+        )
+        return tuple(text for happened, text in told if happened)
+
+    @property
     def exit_code(self) -> int:
         """0 when all went well, 1 when something did not, 128 + n after signal n."""
         if self.ending.signal is not None:
             return _SIGNALLED + self.ending.signal
-        failed = sum(handler.failed + handler.timed_out for handler in self.handlers)
-        unwell = (self.rejected, self.lost, failed, self.dead_letters, self.unfinished, self.ending.stopped)
-        return _SOME_FAILED if any(unwell) else _OK
+        return _SOME_FAILED if self.reasons else _OK
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -113,11 +131,12 @@ class Summary:
             "file": self.file,
             "application": self.application,
             "exit_code": self.exit_code,
+            "exit_reasons": list(self.reasons),
             "interrupted": self.ending.signal is not None,
             "stopped": self.ending.stopped,
             "seconds": round(self.ending.seconds, 6),
             "events_per_second": round(self.rate, 3),
-            "lines": {"read": self.read, "rejected": self.rejected},
+            "lines": {"read": self.read, "rejected": self.rejected, "left_out": self.left_out},
             "rejected_lines": [{"line": r.line, "reason": r.reason} for r in self.rejections],
             "events": {
                 "accepted": self.accepted,
@@ -147,6 +166,7 @@ def summarise(file: str, application: str, bus: EventBus, tally: Tally, ending: 
         filtered=tally.filtered,
         unfinished=len(drained.unfinished) if drained is not None else 0,
         rejected=tally.rejected,
+        left_out=tally.left_out,
         rejections=tuple(tally.rejections),
         emitted_by_application=stats.accepted - tally.accepted,
         types=tuple(tally.types.most_common()),
@@ -155,6 +175,10 @@ def summarise(file: str, application: str, bus: EventBus, tally: Tally, ending: 
         unknown_fields=dict(tally.unknown_fields),
         audit_log=_audit_path(bus),
     )
+
+
+def _plural(count: int, one: str, more: str | None = None) -> str:
+    return one if count == 1 else more or f"{one}s"
 
 
 def _handler(name: str, tally: HandlerTally) -> HandlerSummary:

@@ -88,17 +88,22 @@ class Rejection:
 class Tally:
     """All that is counted during a replay.
 
-    A line is ``accepted``, ``dropped`` (by a full bus, or by a processor) or ``rejected``.
+    A line is ``accepted``, ``dropped`` (by a full bus, or by a processor), ``rejected``, or ``left_out``, since it
+    is no event but something that an old log tells of the old bus.
     """
 
     # Mutable: every field.
-    __slots__ = ("accepted", "dropped", "filtered", "handlers", "rejected", "rejections", "types", "unknown_fields")
+    __slots__ = (
+        *("accepted", "dropped", "filtered", "handlers", "left_out", "rejected", "rejections"),
+        *("types", "unknown_fields"),
+    )
 
     def __init__(self) -> None:
         self.accepted = 0
         self.dropped = 0
         self.filtered = 0  # dropped by processors, which is what they are for; those of handlers too
         self.rejected = 0
+        self.left_out = 0
         self.rejections: list[Rejection] = []
         self.types: Counter[str] = Counter()
         self.handlers: dict[str, HandlerTally] = {}
@@ -107,7 +112,7 @@ class Tally:
     @property
     def read(self) -> int:
         """How many lines there were, the blank ones left out."""
-        return self.accepted + self.dropped + self.rejected
+        return self.accepted + self.dropped + self.rejected + self.left_out
 
     def reject(self, rejection: Rejection) -> bool:
         """Count a bad line; return whether it is among those that are shown."""

@@ -178,6 +178,8 @@ class Admission:
         self._ledger.wait(place)
         try:
             await place
+            if self._recorder is not None and self._recorder.is_crowded:  # by those who were let in meanwhile
+                await self._recorder.room()
         except BaseException:
             self._ledger.give_up(place)
             raise
@@ -222,8 +224,10 @@ class Admission:
         Raises:
             AuditUnavailable: when the disk has refused; the event is dropped.
         """
-        synced = self.held.get(flight)
-        if synced is not None:
+        waited = None
+        # First the journal may be waited for, and then the log.
+        while (synced := self.held.get(flight)) is not None and synced is not waited:
+            waited = synced
             await synced
 
     async def synced_here(self, flight: Flight) -> None:
@@ -268,8 +272,10 @@ class Admission:
             KeyHeldError: when whoever has the key waits for this dispatch.
         """
         turn: asyncio.Future[None] = self._engine.loop.create_future()
-        if self._queue.wait_turn(flight, turn):
-            return
+        if not self._queue.wait_turn(flight, turn):
+            await self._until_turn(flight, turn)
+
+    async def _until_turn(self, flight: Flight, turn: asyncio.Future[None]) -> None:
         try:
             if flight.within is not None and self._engine.waiting.is_own(flight.within):
                 self._check_key(flight)

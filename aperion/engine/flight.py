@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 NO_RESULTS: list[Any] = FrozenList()  # an empty list for each event that waits would take 56 bytes
 
 
+DUPLICATE: list[Subscription] = FrozenList()
+"""The plan of an event whose id was accepted before, known by its identity."""
 DONE = object()
 """What is yielded when all handlers of an event have run."""
 
@@ -185,6 +187,11 @@ class Flight(Unit):
     def flight(self) -> Flight:
         """This; a rerun belongs to another."""
         return self
+
+    @property
+    def duplicate(self) -> bool:
+        """Whether its id was accepted before, so that it is not handled again."""
+        return self.plan is DUPLICATE
 
     def outcomes(self) -> Outcomes:
         """Return the outcomes there are."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aperion.deadletters import DeadLetterQueue
     from aperion.engine.facts import Facts
     from aperion.engine.flight import Unit
+    from aperion.engine.keeping import Keeping
     from aperion.engine.ledger import Counters, Ledger
     from aperion.engine.settings import Settings
     from aperion.engine.threads import WorkerThreads
@@ -53,6 +54,7 @@ class Engine:
         *,
         router: Router,
         recorder: Recorder | None,
+        keeping: Keeping | None,
         facts: Facts,
         letters: DeadLetterQueue,
         redactor: Redactor,
@@ -66,6 +68,7 @@ class Engine:
         self.settings = settings
         self.router = router
         self.recorder = recorder
+        self.keeping = keeping
         self.facts = facts
         self.ledger = ledger
         self.system_ledger = system_ledger
@@ -83,6 +86,7 @@ class Engine:
             letters,
             redactor,
             lambda: self.workers.wake(),  # noqa: PLW0108 - made below
+            keeping,
         )
         self.deadlines = Deadlines(self.loop)
         self.execution = Execution(self.settlement, threads, middleware, facts)
@@ -92,7 +96,8 @@ class Engine:
         self.execution.workers = self.workers
         self.due = Due(self.loop, self.queue, self.workers.wake, self.settlement.will_not_retry)
         self.settlement.due = self.due
-        self.admission = Admission(
+        admission = Admission if keeping is None else keeping.admission
+        self.admission = admission(
             self,
             settings.overflow_policy,
             router=router,
@@ -126,6 +131,8 @@ class Engine:
         self.facts.interrupt = self.interrupt
         self.admission.state = BusState.RUNNING
         self._host = self.loop.create_task(self._hosted(), name="aperion host")
+        if self.keeping is not None:
+            self.keeping.begin(self, self.router, self.ledger, self.settlement, self.facts)
 
     async def _hosted(self) -> None:
         try:
@@ -295,6 +302,8 @@ class Engine:
         self.queue.forget_reruns()
         for rerun in waiting:
             self.settlement.will_not_retry(rerun)
+        if self.keeping is not None:
+            self.keeping.leave_parked()
 
     def _turn_away(self) -> None:
         self.ledger.turn_away(BusNotRunningError("the bus began to drain before there was room for the event"))
@@ -313,6 +322,10 @@ class Engine:
         if flight is None:
             flight = await self.admission.enter_when_free(event)
         flight.begun, flight.within = True, within
+        if self.keeping is not None:
+            await self.keeping.kept_here(flight)
+            if flight.settled:  # its id was accepted before
+                return flight
         await self.admission.synced_here(flight)
         if event.key is not None:
             await self.admission.turn(flight)

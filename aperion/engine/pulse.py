@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import threading
-from itertools import dropwhile
+from itertools import dropwhile, takewhile
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -206,14 +206,20 @@ class Watchdog:
 
 
 def _blamed(frame: FrameType) -> tuple[str, list[FrameType]]:
-    """Return the subscription whose handler is on a stack, and the frames of it, outermost first."""
+    """Return the subscription whose handler is on a stack, and the frames from the user's code on, outermost first."""
     frames: list[FrameType] = []
     for each in outwards(frame):
         if each.f_code in _RUNS_HANDLERS:
             subscription = each.f_locals.get("subscription")
-            return getattr(subscription, "name", ""), list(dropwhile(is_ours, frames[::-1]))
+            return getattr(subscription, "name", ""), _from_users_code(frames)
         frames.append(each)
-    return "", [each for each in frames[::-1] if not _is_of_a_loop(each)]
+    # What started the loop is above it on the stack: the command line, or the lines that run the bus.
+    return "", _from_users_code([*takewhile(lambda each: not _is_of_a_loop(each), frames)])
+
+
+def _from_users_code(inwards: list[FrameType]) -> list[FrameType]:
+    frames = inwards[::-1]
+    return list(dropwhile(is_ours, frames)) or frames  # it may be nobody's doing but ours
 
 
 def _is_of_a_loop(frame: FrameType) -> bool:

@@ -39,7 +39,7 @@ class DrainReport:
 
     Args:
         settled: events that settled while it drained.
-        unfinished: event type and id of those that did not; they are among the dead letters.
+        unfinished: event type and id of those that did not; they are among the dead letters, or in the journal.
         seconds: how long it took.
     """
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aperion.engine.due import Due
     from aperion.engine.facts import Facts
     from aperion.engine.flight import Flight, Rerun, Unit
+    from aperion.engine.kept import Keeps, Later
     from aperion.engine.ledger import Counters, Ledger
     from aperion.engine.queue import Queue
     from aperion.events import Event
@@ -29,7 +30,7 @@ class Settlement:
 
     # Mutable: whether retries begin, by the engine; and what it calls, which is made after it.
     __slots__ = (
-        *("_counters", "_facts", "_ledger", "_letters", "_queue", "_redactor", "_system", "_wake"),
+        *("_counters", "_facts", "_keeping", "_ledger", "_letters", "_queue", "_redactor", "_system", "_wake"),
         *("due", "retries"),
     )
 
@@ -45,6 +46,7 @@ class Settlement:
         letters: DeadLetterQueue,
         redactor: Redactor,
         wake: Callable[[], None],
+        keeping: Keeps | None = None,
     ) -> None:
         self._ledger = ledger
         self._system = system
@@ -54,6 +56,7 @@ class Settlement:
         self._letters = letters
         self._redactor = redactor
         self._wake = wake
+        self._keeping = keeping
         self.retries = True
 
     # Events
@@ -68,6 +71,8 @@ class Settlement:
         if flight.failures:
             counters.failures += flight.failures
             self._tell_if_all_failed(flight)
+        if self._keeping is not None:
+            self._keeping.settled(flight)
         if flight.system:
             ledger = self._system
         ledger.settled += 1
@@ -88,6 +93,8 @@ class Settlement:
             self._queue.drop(flight)
             if self._queue.ready:
                 self._wake()
+        if self._keeping is not None:
+            self._keeping.settled(flight)
         self._counters.dropped += 1
         self._ledger.dropped += 1
         self._ledger.pending -= 1
@@ -158,6 +165,9 @@ class Settlement:
 
     def skipped(self, unit: Unit, index: int, subscription: Subscription) -> None:
         """Take note of a delivery that was not to be made."""
+        if self._keeping is not None and (later := self._keeping.resumed(unit.flight, index)) is not None:
+            self._resume(unit.flight, index, later)
+            return
         _put(unit.flight, index, Outcome(subscription.name, OutcomeState.SKIPPED, _earlier(unit.flight, index)))
 
     def failed(self, unit: Unit, index: int, subscription: Subscription, attempt: Attempt) -> None:
@@ -167,13 +177,14 @@ class Settlement:
         if facts.ended is not None:
             facts.ended(flight.event, subscription, attempt)
         letter: DeadLetter | None = getattr(unit, "letter", None)
-        may_retry = self.retries and letter is None
+        may_retry = (self.retries or self._keeping is not None) and letter is None
         verdict: Verdict = verdict_on(attempt, wait=self._wait_after(attempt, subscription) if may_retry else None)
+        if isinstance(verdict, RetryAt) and self._retry(unit, index, subscription, attempt, verdict.wait):
+            return
         if isinstance(verdict, RetryAt):
-            self._retry(unit, index, subscription, attempt, verdict.wait)
-        elif isinstance(verdict, Dead):
-            flight.failures += 1
-            self._bury(flight.event, subscription, attempt, verdict.reason, letter)
+            verdict = Dead(reason_of(attempt))
+        if isinstance(verdict, Dead):
+            flight.failures += self._bury(flight.event, subscription, attempt, verdict.reason, letter)
 
     def _wait_after(self, attempt: Attempt, subscription: Subscription) -> float | None:
         try:
@@ -200,16 +211,24 @@ class Settlement:
         """Make the outcome of the last attempt final."""
         flight = rerun.flight
         outcome = flight.results[rerun.index]
-        if isinstance(outcome, Outcome):
-            flight.failures += 1
+        is_left = (
+            not self.retries and self._keeping is not None and self._keeping.leave(flight.event, rerun.subscription)
+        )
+        if isinstance(outcome, Outcome) and not is_left:
             attempt = outcome.attempts[-1]
-            self._bury(flight.event, rerun.subscription, attempt, reason_of(attempt), None)
+            flight.failures += self._bury(flight.event, rerun.subscription, attempt, reason_of(attempt), None)
         self.rerun_ended(rerun)
 
-    def _retry(self, unit: Unit, index: int, subscription: Subscription, attempt: Attempt, wait: float) -> None:
+    def _retry(self, unit: Unit, index: int, subscription: Subscription, attempt: Attempt, wait: float) -> bool:
+        """Have a delivery attempted again, in this life or the next; tell whether it will be."""
         from aperion.engine.flight import Rerun
 
-        flight = unit.flight
+        flight, keeping = unit.flight, self._keeping
+        is_kept = keeping is not None and keeping.retry(
+            flight.event, subscription, attempt.number, wait, here=self.retries
+        )
+        if not self.retries:
+            return is_kept
         self._counters.retries += 1
         flight.retrying += 1
         job, unit.job = unit.job, None
@@ -217,6 +236,18 @@ class Settlement:
         self.due.retry(Rerun(flight, index, subscription, attempt.number + 1), wait, longest, job)
         if self._facts.retried is not None:
             self._facts.retried(flight.event, subscription, attempt)
+        return True
+
+    def _resume(self, flight: Flight, index: int, later: Later) -> None:
+        """Have a delivery attempted again that an earlier life has attempted, once its time has come."""
+        from aperion.engine.flight import Rerun
+
+        attempt = Attempt(
+            later.attempts, OutcomeState.FAILED, 0.0, NotDeliveredError("the process ended before its retry")
+        )
+        _put(flight, index, Outcome(later.subscription.name, OutcomeState.FAILED, (attempt,)))
+        flight.retrying += 1
+        self.due.retry(Rerun(flight, index, later.subscription, later.attempts + 1), later.wait, later.wait, None)
 
     def _rerun_broke(self, rerun: Rerun, error: BaseException) -> None:
         if rerun.flight.settled:
@@ -232,8 +263,7 @@ class Settlement:
     def _failed_for_good(self, flight: Flight, subscription: Subscription, error: Exception) -> None:
         attempt = Attempt(0, OutcomeState.FAILED, 0.0, error)
         flight.results.append(Outcome(subscription.name, OutcomeState.FAILED, (attempt,)))
-        flight.failures += 1
-        self._bury(flight.event, subscription, attempt, reason_of(attempt), None)
+        flight.failures += self._bury(flight.event, subscription, attempt, reason_of(attempt), None)
 
     # Dead letters
 
@@ -244,6 +274,11 @@ class Settlement:
         if self._facts.rejected is not None:
             self._facts.rejected(event, reason, self._text(error))
         self._leave(letter_from(event, None, reason, error, 0, self._redactor), None)
+
+    def lost(self, event: Event[Any], name: str, reason: FailureReason, error: Exception, attempts: int) -> None:
+        """Leave a letter for a delivery that an earlier life has begun, and that this one cannot make."""
+        self._counters.failures += 1
+        self._leave(letter_from(event, name, reason, error, attempts, self._redactor), None)
 
     def redriven(self, letter: DeadLetter) -> None:
         """Take out a letter that was delivered after all."""
@@ -259,17 +294,25 @@ class Settlement:
         attempt: Attempt,
         reason: FailureReason,
         before: DeadLetter | None,
-    ) -> None:
+    ) -> bool:
+        """Leave a letter for a delivery; False for one that was not finished, and is left to the next life instead."""
         if attempt.error is None:
-            return
+            return True
+        keeping = self._keeping if before is None else None
+        is_unfinished = isinstance(attempt.error, NotDeliveredError) and not self.retries
+        if keeping is not None and is_unfinished and keeping.leave(event, subscription):
+            return False
         letter = letter_from(
             event, subscription.name, reason, attempt.error, attempt.number, self._redactor, before=before
         )
         self._leave(letter, attempt, again=before is not None)
+        if keeping is not None:
+            keeping.over(event, subscription)
+        return True
 
     def _tell_if_all_failed(self, flight: Flight) -> None:
         failed = [result for result in flight.results if isinstance(result, Outcome) and result.failed]
-        if len(failed) < 2 or len(failed) < len(flight.results):
+        if flight.failures < len(failed) or len(failed) < 2 or len(failed) < len(flight.results):
             return
         error = RuntimeError(f"all {len(failed)} handlers failed: {', '.join(each.subscription for each in failed)}")
         attempts = max(len(outcome.attempts) for outcome in failed)

@@ -26,10 +26,13 @@ class BusStats:
         retries: attempts that were scheduled after a failed one.
         redriven: dead letters whose redrive went well.
         dead_letters: the size of the queue.
+        dead_letters_by_reason: how many there are for each reason.
         dead_letters_evicted: dead letters that a full queue let go.
         dead_letters_lost: dead letters that the store could not take; the log names them.
         subscriptions: subscriptions that exist.
         subscriptions_active: those that are not paused.
+        event_types_subscribed: the patterns of those, sorted.
+        validation_enabled: whether the names of event types are checked.
         threads_busy: worker threads that run a handler.
         threads_abandoned: those whose delivery has timed out.
         threads_limit: ``max_concurrent_handlers``.
@@ -47,6 +50,9 @@ class BusStats:
         metrics_enabled: whether there is a metrics back end.
         metrics_errors: calls in which it failed.
         metrics: the snapshot of ``InMemoryMetrics``; None with another back end.
+        journal: what the journal says of itself: its ``level``, the ``slots`` that it has, the events ``kept`` now
+            and ``taken_up`` since the start, whether it is ``taking_up`` more, ``orphans``, events ``set_aside`` as damaged, ``commits``, ``failures``,
+            and ``degraded``: why it cannot be written, if so. None without one.
     """
 
     state: str
@@ -62,10 +68,13 @@ class BusStats:
     retries: int
     redriven: int
     dead_letters: int
+    dead_letters_by_reason: dict[str, int]
     dead_letters_evicted: int
     dead_letters_lost: int
     subscriptions: int
     subscriptions_active: int
+    event_types_subscribed: list[str]
+    validation_enabled: bool
     threads_busy: int
     threads_abandoned: int
     threads_limit: int
@@ -83,3 +92,4 @@ class BusStats:
     metrics_enabled: bool
     metrics_errors: int
     metrics: dict[str, Any] | None
+    journal: dict[str, Any] | None

@@ -160,11 +160,14 @@ def lifespan(bus: EventBus | App, inner: Inner | None = None) -> Lifespan:
 def bus_of(scope: Mapping[str, Any]) -> EventBus:
     """Return the bus of the application that a request or a websocket came to, by its ASGI scope.
 
+    In a mounted application it is that one's own, where it has one, and else that of the application which the
+    server runs.
+
     Raises:
         BusNotRunningError: when the application was made or started without ``lifespan``.
     """
     application = getattr(scope.get("app"), "state", None)
-    for bus in (scope.get("state", {}).get(BUS), getattr(application, BUS, None)):
+    for bus in (getattr(application, BUS, None), scope.get("state", {}).get(BUS)):  # the nearest first
         if isinstance(bus, EventBus) and bus.state is not BusState.STOPPED:
             return bus
     raise BusNotRunningError(

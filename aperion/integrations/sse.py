@@ -5,7 +5,9 @@ Nothing has to be installed for this module.
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import sys
 from collections.abc import Mapping
 from contextlib import aclosing
 from time import monotonic
@@ -156,8 +158,8 @@ class ServerSentEvents:
     async def _chunks(self, stream: EventStream[Any]) -> AsyncGenerator[bytes, None]:
         """Write down events as they come, and a comment into a long silence."""
         yield b": welcome\n\n"  # so that the browser knows at once that it is connected
-        spoke = monotonic()
-        while not self._ends():
+        spoke, server = monotonic(), _server_here()
+        while not (self._bus.state is BusState.STOPPED or getattr(server, "should_exit", False) is True):
             try:
                 event = await _next(stream, min(self._heartbeat, _TICK))
             except StreamOverflowError as error:
@@ -173,9 +175,6 @@ class ServerSentEvents:
                 continue
             spoke = monotonic()
 
-    def _ends(self) -> bool:
-        return self._bus.state is BusState.STOPPED or _server_shuts_down()
-
     def _shown(self, event: Event[Any]) -> bytes:
         """Return an event as it goes out; written down once for all clients."""
         known = self._written.get(id(event))  # which is its own as long as it is kept here
@@ -189,17 +188,32 @@ class ServerSentEvents:
 
 
 def _written(event: Event[Any], redactor: Redactor) -> bytes:
-    # What the redactor makes of an id is one line, but an emitter may give an event any id.
-    event_id = " ".join(redactor.redact_text(event.event_id).split())
+    """Return a frame. Nothing in an event may end the stream of every client, or look like another frame.
+
+    What intake lets in is harmless. But processors, redactors and names that nobody checks may bring anything.
+    """
+    event_id, event_type = _line(event.event_id, redactor.redact_text), _line(event.event_type, str)
     fields = {
         "event_id": event_id,
-        "event_type": event.event_type,
+        "event_type": event_type,
         "timestamp": event.timestamp,
-        "source": None if event.source is None else redactor.redact_text(event.source),
-        "correlation_id": redactor.redact_text(event.correlation_id),
-        "payload": _payload(event, redactor),
+        "source": None if event.source is None else _line(event.source, redactor.redact_text),
+        "correlation_id": _line(event.correlation_id, redactor.redact_text),
+        "payload": None,
     }
-    return b"event: %s\nid: %s\ndata: %s\n\n" % (event.event_type.encode(), event_id.encode(), to_json(fields))
+    try:
+        data = to_json({**fields, "payload": _payload(event, redactor)})
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others want their events
+        data = to_json({**fields, "payload": f"[NOT SHOWN: {type(error).__name__}]"})
+    return b"event: %s\nid: %s\ndata: %s\n\n" % (event_type.encode(), event_id.encode(), data)
+
+
+def _line(text: str, shown: Callable[[str], str]) -> str:
+    """Return a text as one line that can be encoded, or a mark where that fails."""
+    try:
+        return " ".join(shown(text).encode("utf-8", "backslashreplace").decode().replace("\0", " ").split())
+    except Exception:  # noqa: BLE001 - a redactor of the user's, or a text that is none
+        return "[REDACTED_ERROR]"
 
 
 def _payload(event: Event[Any], redactor: Redactor) -> object:
@@ -234,10 +248,20 @@ async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-def _server_shuts_down() -> bool:
-    """Tell whether uvicorn was told to stop. It waits for responses to end, and tells the application only then."""
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return getattr(server, "should_exit", False) is True
+def _server_here() -> object:
+    """Return the uvicorn that serves on this loop, if it is one; ``should_exit`` tells when it was told to stop.
+
+    It waits for responses to end, and tells the application only then. It is found among the tasks of its loop, in
+    whichever thread that runs; where somebody else makes these, it is what SIGTERM calls.
+    """
+    kind = getattr(sys.modules.get("uvicorn.server"), "Server", ())
+    for task in asyncio.all_tasks() if kind else ():
+        coroutine: Any = task.get_coro()
+        while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+            if isinstance(found := frame.f_locals.get("self"), kind):
+                return found
+            coroutine = coroutine.cr_await
+    return getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
 
 
 async def _refuse(send: Send, status: int, text: str) -> None:

@@ -13,13 +13,14 @@ from aperion.redaction.expressions import is_expression, is_placeholder
 from aperion.redaction.keys import flattened
 from aperion.redaction.marks import FIRST, LAST
 from aperion.redaction.notations import hide_cookies
+from aperion.redaction.regexes import regex
 from aperion.redaction.vendors import may_hold_key, random_end
 
 if TYPE_CHECKING:
     from aperion.redaction.keys import Keys
     from aperion.redaction.marks import Hide
 
-_NAMED = re.compile(
+_NAMED = regex(
     r"""(?<![\w.\-])
     (?P<name>[\w.\-]++)
     (?P<slashes>\\*+)(?P<quote>["'`]?)[)\]]?
@@ -27,23 +28,23 @@ _NAMED = re.compile(
     (?:\s{0,64}+(?=[bBrRuUfF]{0,2}\\{0,8}["'`])|[ \t]{0,64}+)""",
     re.VERBOSE,
 )
-_SIGN = re.compile("=|:(?!//)|%3")
+_SIGN = regex("=|:(?!//)|%3")
 _SCHEMES: Final = "bearer|basic|token|digest|apikey|api-key|api-token|negotiate|ntlm|jwt|oauth|aws4-hmac-sha256|hmac|hawk|mac|key|dpop"
-_PARAMETERS = re.compile(r"(?:digest|hawk|oauth|mac|hmac[\w\-]*|aws4-hmac-sha256|signature)[ \t]", re.IGNORECASE)
-_SCHEME = re.compile(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNORECASE)
-_ODD_SCHEME = re.compile(  # SSWS, GenieKey, SharedKey: any word, when what follows it is no other
+_PARAMETERS = regex(r"(?:digest|hawk|oauth|mac|hmac[\w\-]*|aws4-hmac-sha256|signature)[ \t]", re.IGNORECASE)
+_SCHEME = regex(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNORECASE)
+_ODD_SCHEME = regex(  # SSWS, GenieKey, SharedKey: any word, when what follows it is no other
     r"[A-Za-z][\w\-]{1,31}[ \t]{1,8}(?=[\w.+/=~:\-]{16})(?=[^\s\d]{0,64}\d)"
 )
-_WORDS_BEFORE = re.compile(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number
-_OPENING = re.compile(r"""[bBrRuUfF]{0,2}(?P<slashes>\\{0,8})(?P<quote>\"{3}|'{3}|["'`])""")
-_NOTHING = re.compile(
+_WORDS_BEFORE = regex(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number
+_OPENING = regex(r"""[bBrRuUfF]{0,2}(?P<slashes>\\{0,8})(?P<quote>\"{3}|'{3}|["'`])""")
+_NOTHING = regex(
     r"(?:None|null|nil|undefined|\[[ ]?\]|\{[ ]?\}|\([ ]?\)|[\[{(](?=\s*[\ue000-\uf8ff]?\Z))(?![^\s,;&)\]}\"'`<\\])"
 )
-_RULE = re.compile(  # how pydantic says what is wrong with a field; it quotes no value there
+_RULE = regex(  # how pydantic says what is wrong with a field; it quotes no value there
     r"Field required|(?:value|assertion) error(?=[;,.]|\Z)|Extra inputs are not permitted"
     r"|(?:Input|String|List|Tuple|Set|Dictionary|Data|Value|Decimal|Bytes|URL|UUID|Date|Datetime|Time|Object) should "
 )
-_PLAIN = re.compile(
+_PLAIN = regex(
     r"""(?:[^\s,;&)\]}"'`><\\]
       |[,;&](?!\s|\Z|["']|[\w.\-]{1,64}["']?\s?[=:])     # inside a value, not before the next name
       |[)\]}"'`>](?!\s|\Z|[)\]}"'`>,;:.]|\\["'n])        # inside a value, not at the end of it
@@ -52,14 +53,14 @@ _PLAIN = re.compile(
     )*+""",
     re.VERBOSE,
 )
-_ANNOTATED = re.compile(  # the rest of 'password: str | None = "…"'
+_ANNOTATED = regex(  # the rest of 'password: str | None = "…"'
     r"\]{0,4}(?:[ ]\|[ ][\w.\[\]]{1,64}){0,4}[ \t]{0,8}=(?!=)[ \t]{0,8}"
 )
-_DONE = re.compile(f"[{FIRST}-{LAST}][.!?:]*")
-_WORDS = re.compile(r"[^\s:=\"'`{}\[\](),;<>\\]{1,64}(?:[ ][^\s:=\"'`{}\[\](),;<>\\]{1,64}){1,15}(?=\s*(?:\n|\Z))")
+_DONE = regex(f"[{FIRST}-{LAST}][.!?:]*")
+_WORDS = regex(r"[^\s:=\"'`{}\[\](),;<>\\]{1,64}(?:[ ][^\s:=\"'`{}\[\](),;<>\\]{1,64}){1,15}(?=\s*(?:\n|\Z))")
 _DEEPEST_INDENT: Final = 64
-_STRUCTURE = re.compile(r"""[\[({\])}]|\\{0,8}["'`]""")
-_LINE_END = re.compile(r"[\r\n]|\Z")
+_STRUCTURE = regex(r"""[\[({\])}]|\\{0,8}["'`]""")
+_LINE_END = regex(r"[\r\n]|\Z")
 
 _INPUT_OF_PYDANTIC = "input_value"
 _OF_HTML: Final = "accesskey"  # the attribute: one letter for the keyboard
@@ -70,7 +71,7 @@ _WHOLE_LINES: Final = (*_COOKIES, "passphrase", "mnemonic", "phrase")
 """The ends of names whose values have several words when they are not quoted."""
 
 
-def hide_assigned(text: str, keys: Keys, hide: Hide) -> str:
+def hide_assigned(text: str, hide: Hide, keys: Keys) -> str:
     """Return a text with the value of each sensitive name replaced."""
     pieces: list[str] = []
     at = position = 0

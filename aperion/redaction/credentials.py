@@ -7,46 +7,49 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from aperion.redaction.regexes import regex
+
 if TYPE_CHECKING:
     from aperion.redaction.marks import Hide
 
 # RFC 7519 and RFC 7516: base64url of '{"…', then one to four more parts; the signature may be missing.
-_JWT = re.compile(
+_JWT = regex(
     r"""(?:(?<![A-Za-z0-9_\-])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{2}))
     e(?:y[JA]|w[o0k])[\w\-]{8,}+\.(?=[\w\-]{4})[\w\-]*+(?:\.[\w\-+/=]*+){0,3}(?<!\.)""",
     re.VERBOSE,
 )
-_ENCODED_JWT = re.compile(r"(?<![A-Za-z0-9+/])ZXlK[A-Za-z0-9+/_\-]{60,}+={0,2}")  # base64 of 'eyJ…'
+_JWT_HEADS: Final = ("eyJ", "eyA", "ewo", "ew0", "ewk")
+_ENCODED_JWT = regex(r"(?<![A-Za-z0-9+/])ZXlK[A-Za-z0-9+/_\-]{60,}+={0,2}")  # base64 of 'eyJ…'
 
 _BARE: Final = (
     # The id of the bot in base64, the time, an HMAC: the page on Discord's tokens.
-    ("DISCORD_TOKEN", ".", re.compile(r"(?<![\w\-])[MNO][\w\-]{22,27}\.[\w\-]{6,7}\.[\w\-]{27,45}(?![\w\-])")),
+    ("DISCORD_TOKEN", ".", regex(r"(?<![\w\-])[MNO][\w\-]{22,27}\.[\w\-]{6,7}\.[\w\-]{27,45}(?![\w\-])")),
     # core.telegram.org/bots: the id of the bot, a colon, 35 characters that begin with A.
-    ("TELEGRAM_TOKEN", ":A", re.compile(r"(?<![\w\-])(?:bot)?\d{6,16}:A[\w\-]{32,36}(?![\w\-])")),
-    ("FACEBOOK_TOKEN", "|", re.compile(r"(?<!\w)\d{15,16}(?:\||%7C)[\w\-]{27,40}(?![\w\-])")),
+    ("TELEGRAM_TOKEN", ":A", regex(r"(?<![\w\-])(?:bot)?\d{6,16}:A[\w\-]{32,36}(?![\w\-])")),
+    ("FACEBOOK_TOKEN", "|", regex(r"(?<!\w)\d{15,16}(?:\||%7C)[\w\-]{27,40}(?![\w\-])")),
     # Client secrets of Microsoft Entra: 3 characters, a digit, 'Q~', 31 to 34 more.
-    ("AZURE_SECRET", "Q~", re.compile(r"(?<![\w.~])[\w.~]{3}\dQ~[\w.~\-]{31,34}(?![\w~\-])")),
-    ("TERRAFORM_TOKEN", ".atlasv1.", re.compile(r"(?<!\w)[A-Za-z0-9]{14}\.atlasv1\.[\w=\-]{40,80}(?![\w\-])")),
-    ("MAILCHIMP_KEY", "-us", re.compile(r"(?<![\w\-])[0-9a-f]{32}-us\d{1,2}(?![\w\-])")),
-    ("MAILGUN_KEY", "-", re.compile(r"(?<![\w\-])[0-9a-f]{32}-[0-9a-f]{8}-[0-9a-f]{8}(?![\w\-])")),
-    ("MAXMIND_KEY", "_mmk", re.compile(r"(?<![\w\-])[A-Za-z0-9]{6}_[A-Za-z0-9]{29}_mmk(?!\w)")),
+    ("AZURE_SECRET", "Q~", regex(r"(?<![\w.~])[\w.~]{3}\dQ~[\w.~\-]{31,34}(?![\w~\-])")),
+    ("TERRAFORM_TOKEN", ".atlasv1.", regex(r"(?<!\w)[A-Za-z0-9]{14}\.atlasv1\.[\w=\-]{40,80}(?![\w\-])")),
+    ("MAILCHIMP_KEY", "-us", regex(r"(?<![\w\-])[0-9a-f]{32}-us\d{1,2}(?![\w\-])")),
+    ("MAILGUN_KEY", "-", regex(r"(?<![\w\-])[0-9a-f]{32}-[0-9a-f]{8}-[0-9a-f]{8}(?![\w\-])")),
+    ("MAXMIND_KEY", "_mmk", regex(r"(?<![\w\-])[A-Za-z0-9]{6}_[A-Za-z0-9]{29}_mmk(?!\w)")),
     (
         "OKTA_TOKEN",
         "00",
-        re.compile(r"(?<![\w\-])00(?=[\da-z_\-]{0,39}[A-Z])(?=[\dA-Z_\-]{0,39}[a-z])[\w\-]{40}(?![\w\-])"),
+        regex(r"(?<![\w\-])00(?=[\da-z_\-]{0,39}[A-Z])(?=[\dA-Z_\-]{0,39}[a-z])[\w\-]{40}(?![\w\-])"),
     ),
-    ("TWITTER_TOKEN", "AAAAAAAAAA", re.compile(r"(?<!\w)A{20,22}[A-Za-z0-9%]{60,120}(?!\w)")),
-    ("DROPBOX_TOKEN", "AAAAAAAAAA", re.compile(r"(?<!\w)[\w\-]{11}AAAAAAAAAA[\w\-=]{43}(?!\w)")),
+    ("TWITTER_TOKEN", "AAAAAAAAAA", regex(r"(?<!\w)A{20,22}[A-Za-z0-9%]{60,120}(?!\w)")),
+    ("DROPBOX_TOKEN", "AAAAAAAAAA", regex(r"(?<!\w)[\w\-]{11}AAAAAAAAAA[\w\-=]{43}(?!\w)")),
 )
 
-_AWS_SECRET = re.compile(r"(?:(?<![\w/+.\-])|(?<=\\[nrt]))[A-Za-z0-9/+]{40}(?![\w/+=\-])(?!\.\w)")
-_CHANGES = re.compile(r"[a-z](?=[A-Z0-9])|[A-Z](?=[a-z0-9])|[0-9](?=[A-Za-z])")
+_AWS_SECRET = regex(r"(?:(?<![\w/+.\-])|(?<=\\[nrt]))[A-Za-z0-9/+]{40}(?![\w/+=\-])(?!\.\w)")
+_CHANGES = regex(r"[a-z](?=[A-Z0-9])|[A-Z](?=[a-z0-9])|[0-9](?=[A-Za-z])")
 _FEWEST_CHANGES: Final = 10
 
-_SCHEME = re.compile(r"\b(?P<before>(?:(?:bearer|basic)[ \t]{1,8}+){1,4}+)(?P<token>[\w.~+/=\-]++)", re.IGNORECASE)
-_PLAIN_WORD = re.compile(r"[A-Za-z]?[a-z]*[.\-]?")
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\-]{6,}={0,2}")
-_MIXED: Final = (re.compile(r"[a-z]"), re.compile(r"[A-Z]"), re.compile(r"[0-9]"))
+_SCHEME = regex(r"\b(?P<before>(?:(?:bearer|basic)[ \t]{1,8}+){1,4}+)(?P<token>[\w.~+/=\-]++)", re.IGNORECASE)
+_PLAIN_WORD = regex(r"[A-Za-z]?[a-z]*[.\-]?")
+_BASE64 = regex(r"[A-Za-z0-9+/_\-]{6,}={0,2}")
+_MIXED: Final = (regex(r"[a-z]"), regex(r"[A-Z]"), regex(r"[0-9]"))
 _ABOUT_BEARERS: Final = frozenset(
     {"token", "tokens", "auth", "authentication", "authorization", "scheme", "credentials", "realm", "error"}
     | {"of", "is", "was", "not", "must", "or", "and", "the", "in", "for", "to", "bond", "bonds", "shares"}
@@ -55,16 +58,19 @@ _ABOUT_BEARERS: Final = frozenset(
 
 def hide_credentials(text: str, hide: Hide) -> str:
     """Return a text with its JWTs, bot tokens and the like hidden."""
-    if "." in text:
+    if any(head in text for head in _JWT_HEADS):
         text = _JWT.sub(lambda found: hide("JWT", found[0]), text)
     if "ZXlK" in text:
         text = _ENCODED_JWT.sub(lambda found: hide("JWT", found[0]), text)
     for kind, trigger, pattern in _BARE:
         if trigger in text:
             text = pattern.sub(partial(_hidden, kind, hide), text)
-    if "/" in text or "+" in text:
-        text = _AWS_SECRET.sub(lambda found: _aws_secret(found[0], hide), text)
     return text
+
+
+def hide_aws_secrets(text: str, hide: Hide) -> str:
+    """Return a text with the secret access keys of AWS hidden."""
+    return _AWS_SECRET.sub(lambda found: _aws_secret(found[0], hide), text)
 
 
 def _hidden(kind: str, hide: Hide, found: re.Match[str]) -> str:

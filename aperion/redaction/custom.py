@@ -8,11 +8,12 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any, Final
 
 from aperion.errors import ConfigurationError
+from aperion.redaction.regexes import regex
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_KIND = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
+_KIND = regex(r"[A-Z][A-Z0-9_]{0,39}")
 _MOST_WAYS: Final = 1_024
 """In how many ways a pattern may be tried at one place of a text: that bounds the time for each character."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from aperion.redaction.regexes import regex
+
 _OWNERS: Final = (
     r"self|this|cls|os|process|config|settings|request|req|ctx|context|env|args|options|params|event|response|res|app"
     r"|kwargs|opts|props|state|secrets|vars?|local|module|cfg|conf|session|resource|inputs?|values|env|builder|super"
@@ -16,7 +18,7 @@ _TYPES: Final = (
 _PLACEHOLDER: Final = r"\$\{\{[^{}\n]{0,200}\}\}|\$?\{\{[^{}\n]{0,200}\}\}|\$\{[^{}\n]{0,200}\}|\$\(?[A-Za-z_]\w{0,100}\)?|<[A-Za-z][\w \-./]{0,60}>|%\([\w.]{1,60}\)[sdr]|%[sdr]|\{[A-Za-z_][\w.]{0,60}\}|\*{2,64}|\.{3,8}|[xX]{4,64}|REDACTED"
 _END: Final = r"(?=[\s,;)\]}\"'`]|\Z)"
 
-_EXPRESSION = re.compile(
+_EXPRESSION = regex(
     rf"""(?:(?:await|new|not|yield|async|return)[ ])?(?:
       (?:{_TYPES})(?:\[[^\n\]]{{0,100}}\]+)?(?:[ ]?\|[ ]?[A-Za-z_][\w.\[\]]{{0,60}}){{0,4}}{_END}
      |(?:{_PLACEHOLDER}){_END}
@@ -28,7 +30,7 @@ _EXPRESSION = re.compile(
     )""",
     re.VERBOSE,
 )
-_NAME = re.compile(r"[$@&]?(?:[A-Za-z_]\w{0,60}(?:\.|->)){0,4}(?P<last>[A-Za-z_]\w{0,60})" + _END)
+_NAME = regex(r"[$@&]?(?:[A-Za-z_]\w{0,60}(?:\.|->)){0,4}(?P<last>[A-Za-z_]\w{0,60})" + _END)
 
 
 def is_expression(text: str, at: int, name: str) -> bool:
@@ -48,4 +50,4 @@ def _bare(name: str) -> str:
     return name.rpartition(".")[2].replace("_", "").replace("-", "").lower()
 
 
-_WHOLE_PLACEHOLDER = re.compile(_PLACEHOLDER)
+_WHOLE_PLACEHOLDER = regex(_PLACEHOLDER)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.checks import is_cnpj, is_cpf, is_dni
 from aperion.redaction.expressions import is_placeholder
+from aperion.redaction.regexes import regex
 from aperion.redaction.shapes import trie
 
 if TYPE_CHECKING:
@@ -77,35 +78,41 @@ _MEANINGS: Final = (
 )
 _PATTERNS: Final = {kind: value for kind, value, _ in _MEANINGS}
 _KINDS: Final = {word: kind for kind, _, words in _MEANINGS for word in _words(words)}
-_LINKS: Final = (
-    r"(?:[ \t\"'(:=#.,\-\u2013]{1,4}(?:number|numbers|no|num|nr|id|ids|code|is|was|are|of|on|at|me|us|him|her|for|to|in|the|my|our"
-    r"|home|work|office|main|direct|line|card|card number|registration|holder|customer|account)\b){0,3}+[ \t\"'(:=#.\-\u2013>]{0,4}+"
+_LINKS: Final = _words(
+    """number, numbers, no, num, nr, id, ids, code, is, was, are, of, on, at, me, us, him, her, for, to, in, the, my, our
+    home, work, office, main, direct, line, card, registration, holder, customer, account"""
 )
 _FEWEST_DIGITS: Final = {"DATE_OF_BIRTH": 5, "PHONE": 6, "SSN": 9, "BANK_ACCOUNT": 6, "SECURITY_CODE": 3}
-_DIGIT = re.compile(r"\d")
-_ISO_DATE = re.compile(r"(?:19|20)\d\d-\d\d-\d\d")
+_DIGIT = regex(r"\d")
+# Five digits close together, a date with a month in words, or three after a word: no number that is told has fewer.
+_NEAR = regex(
+    r"""\d(?:(?:[^\d]{0,2}\d){4}|[ ]\w+[ ]\d{4}
+      |(?:(?<=[A-Za-z][ :="'\#].)|(?<=[A-Za-z][ :="'\#]{2}.)|(?<=[A-Za-z][ :="'\#]{3}.)|(?<=[A-Za-z][ :="'\#]{4}.))\d{2})""",
+    re.VERBOSE,
+)
+_ISO_DATE = regex(r"(?:19|20)\d\d-\d\d-\d\d")
 
 _TOLD: Final = r"(?:password|passwd|passphrase|passcode|pwd|api[ _\-]?key|access[ _\-]key|secret(?:[ _\-]key)?|(?:access[ _\-])?token)"
-_PASSWORD = re.compile(
+_PASSWORD = regex(
     rf"""\b(?:{_TOLD}[ \t]{{1,4}}(?:(?:is|was|are|to|of|set[ ]to|changed[ ]to)[ \t]{{1,4}})?:?[ \t]{{0,4}}
           (?:(?P<quote>["'`])(?P<quoted>[^"'`\n]{{1,128}})(?P=quote)|(?P<told>(?<=is[ ]|as[ ]|re[ ]|to[ ]|of[ ])[^\s"'`<>]{{4,128}}))
         |{_TOLD}[ \t]{{1,4}}(?P<random>[\w\-]{{20,256}})(?![\w\-])
         |login[ ][^\s]{{1,128}}[ ]password[ ](?P<netrc>[^\s]{{1,256}}))""",
     re.IGNORECASE | re.VERBOSE,
 )
-_LIKE_A_PASSWORD = re.compile(r"(?=[^\d]*\d|[\w.,'\-]*[^\w.,'\-]|[a-z]+[A-Z])[^\s]{4,}")
-_MIXED = re.compile(r"(?=[^\d]*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])")
+_LIKE_A_PASSWORD = regex(r"(?=[^\d]*\d|[\w.,'\-]*[^\w.,'\-]|[a-z]+[A-Z])[^\s]{4,}")
+_MIXED = regex(r"(?=[^\d]*\d)(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])")
 
-_LETTERS: Final = re.compile(r"[^\W\d_]+").findall
-_FIRST_WORDS: Final = frozenset(_LETTERS(word)[0] for word in _KINDS)
+_AS_WORDS: Final = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 32 for code in range(256))
 # Check digits: Receita Federal (Brazil). Letters: Real Decreto 1553/2005 (Spain), HMRC's NIM39110 (UK).
-_SHAPED = re.compile(
-    r"""(?<![\w.\-])(?:
-      (?P<cpf>\d{3}\.\d{3}\.\d{3}-\d{2})
-     |(?P<cnpj>\d{2}\.\d{3}\.\d{3}/\d{4}-\d{2})
-     |(?P<dni>(?:\d{8}|[XYZ]\d{7})-?[A-HJ-NP-TV-Z])
-     |(?P<nino>(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z](?:[ ]?\d{2}){3}[ ]?[A-D])
-     |(?P<codice>[A-Z]{6}\d{2}[A-EHLMPR-T]\d{2}[A-Z]\d{3}[A-Z])
+# The first character comes first, and what may stand before it after that: so re passes over all others in one step.
+_SHAPED = regex(
+    r"""[\dA-Z](?<![\w.\-].)(?:
+      (?P<cpf>(?<=\d)\d{2}\.\d{3}\.\d{3}-\d{2})
+     |(?P<cnpj>(?<=\d)\d\.\d{3}\.\d{3}/\d{4}-\d{2})
+     |(?P<dni>(?<=[\dXYZ])\d{7}-?[A-HJ-NP-TV-Z])
+     |(?P<nino>(?<=[A-CEGHJ-PR-TW-Z])[A-CEGHJ-NPR-TW-Z](?<!BG|GB|KN|NK|NT|TN|ZZ)(?:[ ]?\d{2}){3}[ ]?[A-D])
+     |(?P<codice>(?<=[A-Z])[A-Z]{5}\d{2}[A-EHLMPR-T]\d{2}[A-Z]\d{3}[A-Z])
     )(?![\w\-])""",
     re.VERBOSE,
 )
@@ -119,13 +126,30 @@ _FITTING: Final[dict[str, tuple[str, Callable[[str], bool]]]] = {
 
 
 @cache
+def _first_words(is_ascii: bool) -> frozenset[str]:  # noqa: FBT001 - asked of the text
+    """Return how the words begin that can be in a text: the first piece of each."""
+    return frozenset(_words_of(word)[0] for word in _KINDS if word.isascii() or not is_ascii)
+
+
+@lru_cache(256)
+def _any_of(words: frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, words)))
+
+
+@cache
 def _word() -> re.Pattern[str]:
     return re.compile(rf"(?<![A-Za-z0-9_])(?:{trie(tuple(_KINDS))})(?![A-Za-z0-9_])")
 
 
 @cache
+def _links() -> re.Pattern[str]:
+    """Return what may stand between a word and its number, in lower case: up to three words, and signs."""
+    return re.compile(rf"(?:[ \t\"'(:=#.,\-\u2013]{{1,4}}(?:{trie(_LINKS)})\b){{0,3}}+[ \t\"'(:=#.\-\u2013>]{{0,4}}+")
+
+
+@cache
 def _value(kind: str) -> re.Pattern[str]:
-    return re.compile(rf"{_LINKS}(?P<value>{_PATTERNS[kind]})(?:(?=x\d)|(?![\w]))(?!-\w)", re.IGNORECASE)
+    return re.compile(rf"(?P<value>{_PATTERNS[kind]})(?:(?=x\d)|(?![\w]))(?!-\w)", re.IGNORECASE)
 
 
 @cache
@@ -134,12 +158,20 @@ def _another(kind: str) -> re.Pattern[str]:
 
 
 def hide_identities(text: str, hide: Hide) -> str:
-    """Return a text with the numbers of people hidden, by what is said before them or by their check digits."""
-    lowered = _lowered(text)
+    """Return a text with the numbers of people hidden, by what is said before them."""
     # Most texts have none of the words; to look at each word once is a third of looking at each letter.
-    if lowered.islower() and not _FIRST_WORDS.isdisjoint(_LETTERS(lowered)):
-        text = _after_words(text, lowered, hide)
+    first = _first_words(text.isascii()).intersection(_words_of(text))
+    return _after_words(text, first, hide) if first and _NEAR.search(text) is not None else text
+
+
+def hide_shaped(text: str, hide: Hide) -> str:
+    """Return a text with those national ids hidden that their form tells, most of them by check digits."""
     return _SHAPED.sub(lambda found: _shaped(found, hide), text)
+
+
+def _words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, in pieces where they have letters outside ASCII."""
+    return text.encode("ascii", "replace").translate(_AS_WORDS).decode().split()
 
 
 def hide_passwords(text: str, hide: Hide) -> str:
@@ -158,14 +190,19 @@ def _shaped(found: re.Match[str], hide: Hide) -> str:
     return hide(kind, found[0]) if fits(found[0]) else found[0]
 
 
-def _after_words(text: str, lowered: str, hide: Hide) -> str:
+def _after_words(text: str, first: frozenset[str], hide: Hide) -> str:
     pieces: list[str] = []
     at = position = 0
-    words = _word()
-    while (word := words.search(lowered, position)) is not None:
-        position = word.end()
+    lowered = _lowered(text)
+    find, is_word = _any_of(first).search, _word().match
+    while (beginning := find(lowered, position)) is not None:
+        word = is_word(lowered, beginning.start())
+        position = beginning.start() + 1 if word is None else word.end()
+        if word is None:
+            continue
         kind = _KINDS[word[0]]
-        found = _value(kind).match(text, position)
+        links = _links().match(lowered, position)
+        found = _value(kind).match(text, position if links is None else links.end())
         while found is not None and _means(kind, found["value"]):
             start, end = found.span("value")
             start -= found["value"].count(")") > found["value"].count("(") and text[start - 1] == "("

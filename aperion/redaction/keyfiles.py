@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from aperion.redaction.regexes import regex
+
 if TYPE_CHECKING:
     from aperion.redaction.marks import Hide
 
-_BEGIN = re.compile(r"-{4,5} ?BEGIN (?P<what>[A-Za-z0-9 ]{0,40}?(?:PRIVATE KEY|Static key)[A-Z0-9 ]{0,20}) ?-{4,5}")
-_END = re.compile(r"-{4,5} ?END ")
-_PUTTY = re.compile(r"Private-Lines: {0,4}\d{1,4}(?=\s|\\)")
+_BEGIN = regex(r"-{4,5} ?BEGIN (?P<what>[A-Za-z0-9 ]{0,40}?(?:PRIVATE KEY|Static key)[A-Z0-9 ]{0,20}) ?-{4,5}")
+_END = regex(r"-{4,5} ?END ")
+_PUTTY = regex(r"Private-Lines: {0,4}\d{1,4}(?=\s|\\)")
 # The rest of a key that was cut off: headers, then lines in base64, the last of them short.
-_BODY = re.compile(
+_BODY = regex(
     r"""(?:(?:[\s"'+,>|\#]|\\+[nrt"'])*+
         (?:[A-Z][\w\-]{2,20}:[ ](?:[^\r\n\\]|\\++["']){0,200}+(?=[\r\n\\])|[A-Za-z0-9+/=]{16,}+(?!\w)))*+
     (?:[ \t\r]*+(?:\n|\\+n)[\s>|+\#]{0,64}[A-Za-z0-9+/]{1,76}={0,2}(?=[ \t]*+(?:\Z|["'\\\r\n])))?""",

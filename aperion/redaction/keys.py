@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import string
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
+from aperion.redaction.regexes import regex
 from aperion.redaction.vendors import is_random, names_key
 
 if TYPE_CHECKING:
@@ -96,10 +96,10 @@ _COUNTED: Final = _joined("""
     remaining, generated, estimated, n
 """)
 
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_WORD = re.compile(r"[^\W_]+")
-_PATH = re.compile(r"[./:]")
-_SEGMENT = re.compile(r"[.\s/:]")
+_CAMEL = regex(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_WORD = regex(r"[^\W_]+")
+_PATH = regex(r"[./:]")
+_SEGMENT = regex(r"[.\s/:]")
 _DIGITS = "0123456789"
 _NO_LETTERS: Final = string.punctuation + string.digits + string.whitespace
 _ENDINGS: Final = frozenset(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Final
+
+from aperion.redaction.regexes import regex
 
 REDACTED: Final = "[REDACTED]"
 KEY: Final = "KEY"
@@ -19,7 +20,7 @@ FAILED: Final = "[REDACTED_ERROR]"
 CUT: Final = "\n[REDACTED_LENGTH]"
 """The end of a text that was cut; on a line of its own, so that no rule takes it for a value."""
 
-_NO_NAME = re.compile(r"[^A-Z0-9]+")
+_NO_NAME = regex(r"[^A-Z0-9]+")
 _LONGEST_KIND = 40
 
 

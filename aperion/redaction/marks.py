@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.markers import REDACTED
+from aperion.redaction.regexes import regex
+
+if TYPE_CHECKING:
+    import re
 
 Hide = Callable[[str, str], str]
 """Takes the type of a value and the value, and returns what stands in its place."""
@@ -14,7 +17,7 @@ Hide = Callable[[str, str], str]
 FIRST, LAST = "\ue000", "\uf8ff"
 """Characters of private use (Unicode, area U+E000 to U+F8FF) that stand for markers while rules run."""
 _MOST: Final = ord(LAST) - ord(FIRST)
-_STANDING = re.compile(f"[{FIRST}-{LAST}]")
+_STANDING = regex(f"[{FIRST}-{LAST}]")
 
 
 class Marks:
@@ -54,8 +57,14 @@ class Marks:
         """Return a text with its markers written out, and note the type of each value that was hidden."""
         if not self._markers:
             return text
-        found.extend(self._kinds[char] for char in _STANDING.findall(text) if char in self._kinds)
-        return _STANDING.sub(lambda found: self._markers[found[0]], text)
+
+        def marker(standing: re.Match[str]) -> str:
+            char = standing[0]
+            if char in self._kinds:
+                found.append(self._kinds[char])
+            return self._markers[char]
+
+        return _STANDING.sub(marker, text)
 
     def _char(self, marker: str) -> str:
         known = self._chars.get(marker)

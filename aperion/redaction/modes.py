@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import re
 import secrets
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,18 +14,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aperion.errors import ConfigurationError
 from aperion.redaction.markers import KEY, kind_marker
+from aperion.redaction.regexes import regex
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterable, Iterator, Mapping
 
-_KEY_ID = re.compile(r"[a-z0-9]{1,16}")
+_KEY_ID = regex(r"[a-z0-9]{1,16}")
 _LEAST_SECRET = 16
 _TOKEN_BYTES = 10
 _NONCE_BYTES = 12
 _LONGEST_ENCRYPTED = 8_192
 _LAST = 4
-_NOT_DIGITS = re.compile(r"\D+")
-_MAIL_DOMAIN = re.compile(r"(?:@|\uff20|%40)(?P<domain>[\w.\-]{1,255})\Z")
+_NOT_DIGITS = regex(r"\D+")
+_MAIL_DOMAIN = regex(r"(?:@|\uff20|%40)(?P<domain>[\w.\-]{1,255})\Z")
 
 
 class Mode(Enum):
@@ -103,7 +104,7 @@ class Modes:
         self._check(used)
         self._used = {mode for _, mode in used}
         self.may_drop = Mode.DROP in self._modes.values()
-        self.known = re.compile(self._known_pattern())
+        self.known = regex(self._known_pattern())
 
     def _check(self, used: Iterable[tuple[str, Mode]]) -> None:
         for kind, mode in used:
@@ -166,7 +167,7 @@ class Modes:
         return rf"\[REDACTED(?:_[A-Z0-9_]{{1,48}})?{detail}\]|[\ue000-\uf8ff]"
 
 
-_ENCRYPTED = re.compile(r"\[REDACTED(?:_(?P<kind>[A-Z0-9_]{1,48}))?:(?P<id>[a-z0-9]{1,16}):(?P<data>[\w\-]+)\]")
+_ENCRYPTED = regex(r"\[REDACTED(?:_(?P<kind>[A-Z0-9_]{1,48}))?:(?P<id>[a-z0-9]{1,16}):(?P<data>[\w\-]+)\]")
 
 
 def key_of(marker: str) -> str:

@@ -63,7 +63,7 @@ class View(Protocol):
     """What is known about the names in one kind of mapping."""
 
     plain: dict[Any, str]
-    """Names that ask for nothing, and how each is written: the fast way through a mapping."""
+    """Names that ask for nothing and are written as they are: the fast way through a mapping."""
 
     def verdict(self, key: Any) -> Verdict:
         """Return what happens to the value under a key."""
@@ -101,8 +101,8 @@ class KeyView:
             self._known.clear()
             self.plain.clear()
         self._known[name] = verdict
-        if verdict.role is Role.PLAIN:
-            self.plain[name] = verdict.name
+        if verdict.role is Role.PLAIN and verdict.name == name:
+            self.plain[name] = name
 
 
 class FieldView:

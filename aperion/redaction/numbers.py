@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from aperion.redaction.checks import is_card
+from aperion.redaction.regexes import regex, replaced
 
 if TYPE_CHECKING:
     from aperion.redaction.marks import Hide
@@ -65,27 +66,28 @@ _NATIONAL_LENGTHS: Final = {
 _MOST_CODE_DIGITS: Final = 3
 _FEWEST: Final = 8
 """Digits of a written-out number, the code included, unless its country has shorter ones only."""
-_TRUNK_ZERO = re.compile(r"\(0\)")
+_TRUNK_ZERO = regex(r"\(0\)")
 
 _USUAL, _WRITTEN_OUT = 16, 19
-_FOUR_BEFORE = re.compile(r"(?:\A|[ ])[0-9A-Fa-f]{4}[ ]\Z")
-_FOUR_AFTER = re.compile(r"[ ][0-9A-F]{4,5}(?![\w\-/])")
+_FOUR_BEFORE = regex(r"(?:\A|[ ])[0-9A-Fa-f]{4}[ ]\Z")
+_FOUR_AFTER = regex(r"[ ][0-9A-F]{4,5}(?![\w\-/])")
 
-_DIGIT = re.compile(r"\d")
-_NOT_DIGITS = re.compile(r"\D+")
-_NINE = re.compile(r"\d(?:[ .\-/()]{0,3}\d){8}")  # no card, SSN or NANP number has fewer digits
-_PLUS = re.compile(r"(?<![\w+)\]])\+(?=\(?\d)")
-_INTERNATIONAL = re.compile(r"\+(?:\(?\d{1,5}\)?(?:[ .\-/]{1,2}|[ ]?\(0\)[ ]?)?){1,10}")
-_CARD = re.compile(
-    r"""(?<![\w.+\-])
-    (?:\d{4}(?P<four>[ .\-]|[ ]-[ ])\d{4}(?P=four)\d{4}(?P=four)(?:\d{4}(?:(?P=four)\d{3})?|\d{1,3})
-      |\d{4}(?P<amex>[ .\-])\d{6}(?P=amex)\d{4,5}
-      |\d{6}[ \-]\d{10,13}
-      |\d{13,19})
+_DIGIT = regex(r"\d")
+_NOT_DIGITS = regex(r"\D+")
+_NINE = regex(r"\d(?:[ .\-/()]{0,3}\d){8}")  # no card, SSN or NANP number has fewer digits
+_PLUS = regex(r"\+(?<![\w+)\]].)(?=\(?\d)")
+_INTERNATIONAL = regex(r"\+(?:\(?\d{1,5}\)?(?:[ .\-/]{1,2}|[ ]?\(0\)[ ]?)?){1,10}")
+# In these, the first character comes before what may stand before it: so re passes over all others in one step.
+_CARD = regex(
+    r"""\d(?<![\w.+\-].)
+    (?:\d{3}(?P<four>[ .\-]|[ ]-[ ])\d{4}(?P=four)\d{4}(?P=four)(?:\d{4}(?:(?P=four)\d{3})?|\d{1,3})
+      |\d{3}(?P<amex>[ .\-])\d{6}(?P=amex)\d{4,5}
+      |\d{5}[ \-]\d{10,13}
+      |\d{12,18})
     (?![\w\-])(?!\.\d)""",
     re.VERBOSE,
 )
-_NANP = re.compile(  # the North American Numbering Plan, as it is written
+_NANP = regex(  # the North American Numbering Plan, as it is written
     r"""(?:(?<![\w.+\-/(])|(?<=[A-Za-z])(?=\())(?<!\d[ ])
     (?:(?:\+|00)?1[ .\-]{1,2})?
     (?:\(\d{3}\)[ .\-]{0,2}\d{3}[ .\-]\d{4}
@@ -98,19 +100,20 @@ _NANP = re.compile(  # the North American Numbering Plan, as it is written
     (?:(?=x\d)|(?![\w\-]))(?!\.\d)""",
     re.VERBOSE,
 )
-_ENDED = re.compile(r"(?=x\d)|(?![^\W_])")  # an extension may follow
-_SSN = re.compile(r"(?<![\w.\-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w\-])(?!\.\d)")
+_NANP_START = regex(  # nine digits more follow the first, which may stand behind a sign
+    r"[+(\d](?:(?<![\w.+\-/(].)|(?<=[A-Za-z]\())(?<!\d[ ].)(?=(?:[ .\-/()]{0,3}\d){9})"
+)
+_ENDED = regex(r"(?=x\d)|(?![^\W_])")  # an extension may follow
+_SSN = regex(r"\d(?<![\w.\-].)(?<!9)\d{2}(?<!000)(?<!666)-(?!00)\d{2}-(?!0000)\d{4}(?![\w\-])(?!\.\d)")
 
 
 def hide_numbers(text: str, hide: Hide) -> str:
-    """Return a text with its cards, phone numbers and social security numbers hidden."""
-    if "+" in text:
-        text = _without_international(text, hide)
+    """Return a text with its cards, social security numbers and telephone numbers of North America hidden."""
     if _NINE.search(text) is None:
         return text
     text = _CARD.sub(lambda found: _card(found, hide), text)
     text = _SSN.sub(lambda found: hide("SSN", found[0]), text)
-    return _NANP.sub(lambda found: hide("PHONE", found[0]), text)
+    return replaced(text, _NANP_START, _NANP, lambda found: hide("PHONE", found[0]))
 
 
 def _card(found: re.Match[str], hide: Hide) -> str:
@@ -131,7 +134,8 @@ def _is_in_table(found: re.Match[str]) -> bool:
     return _FOUR_BEFORE.search(text, max(0, start - 6), start) is not None or _FOUR_AFTER.match(text, end) is not None
 
 
-def _without_international(text: str, hide: Hide) -> str:
+def hide_international(text: str, hide: Hide) -> str:
+    """Return a text with the telephone numbers hidden that begin with a plus."""
     pieces: list[str] = []
     at, start = 0, _plus(text, 0)
     while start >= 0:

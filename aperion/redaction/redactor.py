@@ -13,7 +13,7 @@ from aperion.errors import ConfigurationError
 from aperion.redaction.custom import compiled
 from aperion.redaction.keys import Keys, flattened
 from aperion.redaction.kinds import checked, names
-from aperion.redaction.markers import DROPPED, FAILED, KEY, kept, kind_marker, kind_name
+from aperion.redaction.markers import DROPPED, FAILED, KEY, REDACTED, kept, kind_marker, kind_name
 from aperion.redaction.modes import Mode, Modes, RedactionKey
 from aperion.redaction.rules import Limits, Rules
 from aperion.redaction.text import TextRules
@@ -115,6 +115,7 @@ class Redactor:
                 *(hides, text.redact, bounds),
                 hide=self._hidden,
                 scrub_version=text.redact_version,
+                clean=text.clean,
                 drops=drops,
                 default_names=default_keys and KEY not in shown,
                 public=public,
@@ -151,13 +152,15 @@ class Redactor:
         found: list[str] = []
         walk = Walk(self._rules, found)
         try:
-            as_fields = like is not None and isinstance(obj, Mapping)
-            copy = kept(walk.mapping_like(obj, like) if as_fields else walk.value(obj))  # type: ignore[arg-type]
+            if like is not None and isinstance(obj, Mapping):
+                copy: object = walk.mapping_like(obj, like)
+            else:
+                copy = walk.value(obj)
         except Exception:  # noqa: BLE001 - the caller is never to suffer from what it wants to hide
             copy = self._failed()
         if found:
             self._count(found, report)
-        return copy
+        return REDACTED if copy is DROPPED else copy
 
     def redact_text(self, text: str, report: Report | None = None) -> str:
         """Return a text without what is secret or personal in it.

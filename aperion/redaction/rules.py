@@ -29,7 +29,19 @@ class Rules:
 
     # Mutable: failures counts, the caches grow to their bounds.
     __slots__ = (
-        *("_fields", "_markers", "default_names", "drops", "failures", "hide", "hides", "limits", "names", "public"),
+        *(
+            "_fields",
+            "_markers",
+            "clean",
+            "default_names",
+            "drops",
+            "failures",
+            "hide",
+            "hides",
+            "limits",
+            "names",
+            "public",
+        ),
         *("scrub", "scrub_version"),
     )
 
@@ -41,6 +53,7 @@ class Rules:
         *,
         hide: HideValue,
         scrub_version: Scrub | None = None,
+        clean: set[int] | None = None,
         drops: bool = False,
         default_names: bool = False,
         markers: bool = True,
@@ -49,6 +62,7 @@ class Rules:
         self.hides = hides
         self.scrub = scrub
         self.scrub_version = scrub_version or scrub
+        self.clean = clean  # hashes of texts with nothing to hide; None where nothing is looked at
         self.hide = hide
         self.drops = drops
         self.default_names = default_names  # whether names mean what they mean to everybody

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+from aperion.redaction.regexes import regex
+
 CHARSETS: Final = {
     "an": "A-Za-z0-9",
     "lower": "a-z0-9",
@@ -24,7 +26,7 @@ CHARSETS: Final = {
 """What the names in the notation stand for, as the inside of a character class."""
 
 _LONGEST_INNER = 512
-_PART = re.compile(r"\{(?P<set>\w+) (?P<least>\d+)(?:(?P<more>\+)|-(?P<most>\d+))?\}")
+_PART = regex(r"\{(?P<set>\w+) (?P<least>\d+)(?:(?P<more>\+)|-(?P<most>\d+))?\}")
 _FILLING: Final = "7Kd3Qa9Zx2Mf5Wb8"
 _OF_ONE_SORT: Final = {"digit": "7391", "hex": "7d3a9f2b", "lower": "7kd3qa9z", "upper": "7KD3QA9Z"}
 _ODD: Final = {"b32": "7KD3QA5Z", "letter": "KdQaZxMf", "bech32": "7d3q9zx2"}

@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aperion.redaction.boundaries import begins
+from aperion.redaction.regexes import regex
 from aperion.redaction.shapes import shape, trie
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ _BY_PREFIX: Final[dict[str, list[tuple[str, str]]]] = {}
 for _maker in ISSUERS:
     for _notation in _maker.notations:
         _BY_PREFIX.setdefault(_notation.partition("{")[0], []).append((_maker.kind, _notation))
-_WORDS: Final = re.compile(r"[a-z]{1,19}+(?:[_\-./][a-z]{1,19}+)*+")
+_WORDS: Final = regex(r"[a-z]{1,19}+(?:[_\-./][a-z]{1,19}+)*+")
 
 
 @cache

@@ -6,6 +6,7 @@ import re
 from functools import cache
 from typing import Final
 
+from aperion.redaction.regexes import regex
 from aperion.redaction.shapes import trie
 
 
@@ -43,16 +44,16 @@ _ABOUT_KEYS: Final = ("id", "ids", "arn", "hash", "length", "expires", "expiry",
 
 # Fourteen characters or more, with a digit and a letter among them.
 _RANDOM: Final = r"""(?=[^A-Za-z\s"'`]{0,64}[A-Za-z])(?=[^\d\s"'`]{0,64}\d)[\w=.+/:~\-]{14,512}+"""
-_ASSIGNED = re.compile(
+_ASSIGNED = regex(
     rf"""[\\"'`]{{0,8}}{_RANDOM}(?=[\s"'`;,&)\]}}\\<]|\Z)
     |[\\"'`]{{0,8}}[0-9a-f]{{8}}:[0-9a-f]{{8}}(?!\w)""",
     re.VERBOSE,
 )
-_WHOLE = re.compile(_RANDOM)
-_MIXED_RUN = re.compile(r"(?<![A-Za-z0-9])(?:[A-Za-z]++[0-9]|[0-9]++[A-Za-z])[A-Za-z0-9]*+(?<=[A-Za-z0-9]{6})")
+_WHOLE = regex(_RANDOM)
+_MIXED_RUN = regex(r"(?<![A-Za-z0-9])(?:[A-Za-z]++[0-9]|[0-9]++[A-Za-z])[A-Za-z0-9]*+(?<=[A-Za-z0-9]{6})")
 """Letters and digits in one run, which neither 'new-customers-2026' nor 2026-11-23T10:00:00Z has."""
-_WORD_BREAK = re.compile(r"[_\-.: ]|(?<=[a-z0-9])(?=[A-Z])")
-_JAVA = re.compile(r"-{1,2}D(?=[A-Za-z])")
+_WORD_BREAK = regex(r"[_\-.: ]|(?<=[a-z0-9])(?=[A-Z])")
+_JAVA = regex(r"-{1,2}D(?=[A-Za-z])")
 
 
 def may_hold_key(name: str) -> bool:

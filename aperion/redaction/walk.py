@@ -9,6 +9,7 @@ from dataclasses import is_dataclass
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import islice
 from pathlib import PurePath
@@ -16,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from pydantic import AnyUrl, BaseModel, PostgresDsn, RootModel, Secret, SecretBytes, SecretStr
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from pydantic_core import MultiHostUrl, Url
 
 from aperion.redaction.checks import is_card
@@ -27,16 +28,17 @@ from aperion.redaction.tracebacks import message_of
 from aperion.redaction.vendors import is_random
 
 if TYPE_CHECKING:
+    from pydantic import RootModel
+
     from aperion.redaction.rules import Rules
 
 _ATOMS: Final = frozenset({int, float, bool, type(None), datetime, date, time, timedelta, UUID, Decimal})
 _SHORT_ATOMS: Final = _ATOMS - {int, float, Decimal}
 _NUMBERS: Final = frozenset({int, float})
+_SEQUENCES: Final = frozenset({list, tuple})
 _LOW, _HIGH, _HIGHEST = -(10**12), 10**12, 10**19  # a card has 13 to 19 digits
 _SUBCLASSED: Final = (complex, date, time, timedelta, tzinfo, UUID)
 _SECRETS: Final = (SecretStr, SecretBytes, Secret)
-# pydantic's URLs are no strings; their common base classes have no public name.
-_WRITTEN: Final = (*AnyUrl.__mro__[:-1], *PostgresDsn.__mro__[:-1], Url, MultiHostUrl)
 _ADDRESSES: Final = (IPv4Address, IPv4Network, IPv6Address, IPv6Network)
 _LISTS: Final = (list, tuple, set, frozenset, deque, Sequence, AbstractSet)
 _PAIR = 2
@@ -47,23 +49,24 @@ class Walk:
     """The state of one copy: how much may still be visited, and what is open above."""
 
     # Mutable: all of it, during one call.
-    __slots__ = ("_deadline", "_found", "_left", "_parents", "_rules", "_top")
+    __slots__ = ("_deadline", "_deepest", "_found", "_left", "_parents", "_rules", "_top")
 
     def __init__(self, rules: Rules, found: list[str]) -> None:
         self._top = self._rules = rules
         self._found = found  # the type of each value that was hidden
-        self._left = rules.limits.nodes
-        self._deadline = monotonic() + rules.limits.seconds
+        self._deepest, self._left, seconds = rules.limits
+        self._deadline = monotonic() + seconds
         self._parents: list[int] = []
 
     def value(self, value: Any) -> object:
         """Return the redacted copy of any value."""
         kind = type(value)
         if kind is str:
-            return self._rules.scrub(value, self._found)
-        if kind in _ATOMS:
-            return self.number(value) if kind is Decimal or (kind in _NUMBERS and not _LOW < value < _HIGH) else value
-        return self._read(value)
+            clean = self._rules.clean
+            return value if clean is None or hash(value) in clean else self._rules.scrub(value, self._found)
+        if kind in _SHORT_ATOMS or (kind in _NUMBERS and _LOW < value < _HIGH):
+            return value
+        return self.number(value) if kind in _ATOMS else self._read(value)
 
     def number(self, value: Any) -> object:
         """Keep a number, unless it is one of a card."""
@@ -89,7 +92,7 @@ class Walk:
 
     def _refusal(self, size: int) -> str | None:
         """Count the entries of a container, and return what to show when they may not be visited."""
-        if len(self._parents) > self._top.limits.depth:
+        if len(self._parents) > self._deepest:
             return DEPTH
         self._left -= size
         if self._left < 0:
@@ -110,13 +113,18 @@ class Walk:
 
     def items(self, value: Any) -> object:
         """Copy anything like a list, and a pair as what it may be: a name and its value."""
-        values = list(islice(value, self._bound()))
+        is_short = type(value) in _SEQUENCES and len(value) <= self._left
+        values = value if is_short else list(islice(value, self._bound()))
         refusal = self._refusal(len(values))
         if refusal is not None:
             return refusal
         if len(values) == _PAIR and isinstance(values[0], str | bytes) and self._names_secret(values[0]):
             return [kept(self.value(values[0])), kept(self._hidden(values[1], KEY))]
-        copy = [self.value(item) for item in values]
+        clean = self._rules.clean
+        copy = [
+            item if type(item) is str and (clean is None or hash(item) in clean) else self.value(item)
+            for item in values
+        ]
         return [item for item in copy if item is not DROPPED] if self._rules.drops else copy
 
     def model(self, value: BaseModel) -> object:
@@ -180,7 +188,8 @@ class Walk:
         if refusal is not None:
             return refusal
         copy: dict[Any, object] = {}
-        plain, scrub, found = view.plain, self._rules.scrub, self._found
+        plain, rules, found = view.plain, self._rules, self._found
+        scrub, clean = rules.scrub, rules.clean
         for key, value in pairs:
             name = plain.get(key)
             if name is None:
@@ -190,10 +199,13 @@ class Walk:
                 continue
             kind = type(value)
             if kind is str:
-                copy[name] = scrub(value, found)
+                # As in value(), whose call for each entry would be half of what a payload with nothing to hide costs.
+                copy[name] = value if clean is None or hash(value) in clean else scrub(value, found)
+            elif kind in _SHORT_ATOMS or (kind in _NUMBERS and _LOW < value < _HIGH):
+                copy[name] = value
             else:
-                copy[name] = value if kind in _SHORT_ATOMS else self.value(value)
-        return {name: value for name, value in copy.items() if value is not DROPPED} if self._rules.drops else copy
+                copy[name] = self.number(value) if kind in _ATOMS else self._read(value)
+        return {name: value for name, value in copy.items() if value is not DROPPED} if rules.drops else copy
 
     def _decided(self, verdict: Verdict, value: Any, pairs: Pairs) -> object:
         role = verdict.role
@@ -256,22 +268,30 @@ def _unknown(_walk: Walk, value: object) -> object:
     return f"<{type(value).__name__}>"
 
 
-# In this order: an Enum may be a str, a model may be a mapping, a named tuple is a tuple.
-_KINDS: Final[tuple[tuple[type[Any] | tuple[type[Any], ...], Reader], ...]] = (
-    (_SECRETS, _withheld),
-    (Enum, Walk.enum),
-    (bool, _kept),
-    ((int, float, Decimal), Walk.number),
-    (_SUBCLASSED, _kept),
-    (str, Walk.text),
-    ((bytes, bytearray, memoryview), Walk.binary),
-    (PurePath, Walk.path),
-    (BaseException, Walk.error),
-    ((*_WRITTEN, *_ADDRESSES), Walk.written),
-    (RootModel, Walk.root),
-    (BaseModel, Walk.model),
-    (Mapping, Walk.mapping),
-)
+@cache
+def _kinds() -> tuple[tuple[type[Any] | tuple[type[Any], ...], Reader], ...]:
+    """Return how each kind of value is read, in this order: an Enum may be a str, a model a mapping."""
+    from pydantic import AnyUrl, PostgresDsn, RootModel  # URLs take long to import, and few events hold one
+
+    # pydantic's URLs are no strings; their common base classes have no public name.
+    urls = (*AnyUrl.__mro__[:-1], *PostgresDsn.__mro__[:-1], Url, MultiHostUrl)
+    return (
+        (_SECRETS, _withheld),
+        (Enum, Walk.enum),
+        (bool, _kept),
+        ((int, float, Decimal), Walk.number),
+        (_SUBCLASSED, _kept),
+        (str, Walk.text),
+        ((bytes, bytearray, memoryview), Walk.binary),
+        (PurePath, Walk.path),
+        (BaseException, Walk.error),
+        ((*urls, *_ADDRESSES), Walk.written),
+        (RootModel, Walk.root),
+        (BaseModel, Walk.model),
+        (Mapping, Walk.mapping),
+    )
+
+
 _READERS: dict[type[Any], Reader] = {dict: Walk.mapping, list: Walk.items}
 
 
@@ -284,7 +304,7 @@ def _learned(kind: type[Any]) -> Reader:
 
 
 def _reader(kind: type[Any]) -> Reader:
-    for base, reader in _KINDS:
+    for base, reader in _kinds():
         if issubclass(kind, base):
             return reader
     if is_dataclass(kind):

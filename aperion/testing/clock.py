@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _GRACE = 0.1  # real seconds that threads get before time moves on without them
 _ROUNDS_OF_QUIET = 3  # passes of the loop in which nothing new comes up
 _MOST_ROUNDS = 100_000
-_HAIR = 1e-9  # so that a timer comes no earlier than it was asked for, whatever floats do
-_NEAR = 1e-6
+_NEAR = 1e-7  # seconds that sums of floats may be off
+_NANO = 1_000_000_000
 _CLOCKED = (admission, deadlines, execution, lifecycle, workers)  # the modules that ask what time it is
 _RUN_ONCE = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # of the loop's own
 
@@ -56,6 +56,7 @@ class VirtualClock:
         self._loop = asyncio.get_running_loop()
         self._engines: list[Engine] = [bus._running("virtual_time") for bus in buses]
         self._now = self._began = max(self._loop.time(), time.monotonic())
+        self._moved = 0  # nanoseconds: ten steps of 0.1 are 1.0, which a sum of floats is not
         self._timers: list[tuple[float, int, _Timer]] = []
         self._order = count()
         self._calls = 0  # of call_soon, to notice when nothing comes up any more
@@ -65,7 +66,7 @@ class VirtualClock:
     @property
     def elapsed(self) -> float:
         """The seconds that the clock has been moved."""
-        return self._now - self._began
+        return self._moved / _NANO
 
     async def advance(self, seconds: float) -> None:
         """Move the clock, from one timer to the next that is due, and let happen what that causes.
@@ -74,15 +75,16 @@ class VirtualClock:
         the buses have ended; for those that have not after a tenth of a real second it waits no more.
 
         Raises:
-            ConfigurationError: for seconds below 0.
+            ConfigurationError: for seconds below 0, or for ever.
         """
-        if not seconds >= 0:
-            raise ConfigurationError(f"advance({seconds!r}) makes no sense; time goes forward")
+        if not 0 <= seconds < math.inf:
+            raise ConfigurationError(f"advance({seconds!r}) makes no sense; time goes forward, by a number of seconds")
         await self._rest()
-        target = self._now + seconds
+        moved = self._moved + round(seconds * _NANO)
+        target = self._began + moved / _NANO
         while (due := self._next()) is not None and due <= target + _NEAR:
             await self._move(due)
-        self._now = max(self._now, target)
+        self._now, self._moved = max(self._now, target), moved
 
     async def settle(self, within: float = 3600.0) -> float:
         """Move the clock from one timer to the next until no event is in flight; return the seconds that took.
@@ -91,14 +93,14 @@ class VirtualClock:
             TimeoutError: when that is not so after ``within`` seconds of the clock, with what is in flight, and
                 where in its code each handler is that has not ended.
         """
-        began = self._now
+        began, moved = self._now, self._moved
         await self._rest()
         while any(each.ledger.pending or each.system_ledger.pending for each in self._engines):
             due = self._next()
             if due is None or due > began + within:
                 raise TimeoutError(self._why_not(within if due is not None else None))
             await self._move(due)
-        return self._now - began
+        return (self._moved - moved) / _NANO
 
     def _why_not(self, within: float | None) -> str:
         why = "nothing on the clock is awaited" if within is None else f"{within:g} s of the clock have passed"
@@ -111,7 +113,8 @@ class VirtualClock:
         return self._timers[0][0] if self._timers and self._timers[0][0] < math.inf else None
 
     async def _move(self, due: float) -> None:
-        self._now = max(self._now, due + _HAIR)
+        self._now = max(self._now, due)
+        self._moved = max(self._moved, round((due - self._began) * _NANO))
         while self._timers and self._timers[0][0] <= self._now:
             self._loop.call_soon(heapq.heappop(self._timers)[2].call)
         await self._rest()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aperion.testing.recorder import Recorder, recording
-from aperion.testing.running import Wanted, flight_behind, meant
+from aperion.testing.running import Wanted, flight_behind, listening, meant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,12 +37,8 @@ def fake(bus: EventBus, *wanted: Wanted) -> Iterator[Recorder]:
         if is_meant(receipt.event.event_type):
             flight_behind(receipt).plan = tuple(_closed(each) for each in bus.resolve(receipt.event.event_type))
 
-    stop = bus.listen(skip)
-    try:
-        with recording(bus, *wanted) as recorder:
-            yield recorder
-    finally:
-        stop()
+    with listening(bus, skip), recording(bus, *wanted) as recorder:
+        yield recorder
 
 
 def _closed(subscription: Subscription) -> Subscription:

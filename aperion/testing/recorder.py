@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
 
+from aperion.engine.bridge import not_running
+from aperion.engine.waiting import answered
+from aperion.errors import WrongLoopError
 from aperion.naming import RESERVED_DOMAIN
 from aperion.patterns import matches
-from aperion.testing.running import Wanted, limited_to, meant, pattern_of
+from aperion.testing.running import Wanted, limited_to, listening, meant, pattern_of
 from aperion.testing.stacks import in_flight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from aperion.bus import EventBus
     from aperion.events import Event
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from aperion.receipts import Receipt
     from aperion.router import M
     from aperion.subscriptions import Filter
+
+T = TypeVar("T")
 
 
 class Recorder:
@@ -34,7 +40,7 @@ class Recorder:
         self.bus = bus
         self.receipts: list[Receipt] = []
         self._times: list[float] = []  # of each receipt, by the clock of the loop
-        self._began = _now()
+        self._began = self._now()
         self._news: anyio.Event | None = None
 
     def __len__(self) -> int:
@@ -148,19 +154,53 @@ class Recorder:
             return
         raise TimeoutError(f"still in flight after {timeout:g} s:\n{in_flight(self.bus._running('settle'))}")
 
+    def settle_from_thread(self, timeout: float = 5.0) -> None:
+        """Do what ``settle`` does in another thread than that of the bus; blocks it."""
+        self._from_thread("settle_from_thread", self.settle(timeout))
+
+    @overload
+    def wait_for_from_thread(
+        self, wanted: type[M], *, timeout: float = ..., where: Filter | None = ..., times: int = ...
+    ) -> Event[M]: ...
+    @overload
+    def wait_for_from_thread(
+        self, wanted: str, *, timeout: float = ..., where: Filter | None = ..., times: int = ...
+    ) -> Event[Any]: ...
+    def wait_for_from_thread(
+        self, wanted: Wanted, *, timeout: float = 5.0, where: Filter | None = None, times: int = 1
+    ) -> Event[Any]:
+        """Do what ``wait_for`` does in another thread than that of the bus; blocks it."""
+        wait: Coroutine[Any, Any, Event[Any]]
+        wait = self.wait_for(wanted, timeout=timeout, where=where, times=times)
+        return self._from_thread("wait_for_from_thread", wait)
+
+    def _from_thread(self, method: str, waiting: Coroutine[Any, Any, T]) -> T:
+        engine = self.bus._engine
+        if engine is None or threading.get_ident() == engine.thread:
+            waiting.close()
+            raise not_running(method) if engine is None else WrongLoopError(method, inside=True)
+        done = asyncio.run_coroutine_threadsafe(waiting, engine.loop)
+        answered(done, engine.loop, None)
+        return done.result()
+
     def clear(self) -> None:
         """Forget what was recorded so far; the seconds of ``within`` count from here."""
         self.receipts.clear()
         self._times.clear()
-        self._began = _now()
+        self._began = self._now()
 
     def take(self, receipt: Receipt) -> None:
         """Record an event that was just accepted."""
         self.receipts.append(receipt)
-        self._times.append(_now() - self._began)
+        self._times.append(self._now() - self._began)
         if self._news is not None:
             self._news.set()
             self._news = None
+
+    def _now(self) -> float:
+        """Return the time of the loop on which the bus runs, from whichever thread."""
+        engine = self.bus._engine
+        return monotonic() if engine is None else engine.loop.time()
 
     def _found(self, wanted: Wanted, where: Filter | None, within: float | None) -> list[Event[Any]]:
         pattern = pattern_of(wanted)
@@ -191,6 +231,9 @@ class Recorder:
 def recording(bus: EventBus, *wanted: Wanted) -> Iterator[Recorder]:
     """Record what a running bus accepts, as long as the block lasts.
 
+    The block may be on another thread than the bus, as in a test with the ``TestClient`` of Starlette and FastAPI,
+    whose application has a loop of its own; there, wait with ``settle_from_thread`` and ``wait_for_from_thread``.
+
     Args:
         bus: a bus that runs.
         wanted: models and patterns; everything without any.
@@ -206,18 +249,8 @@ def recording(bus: EventBus, *wanted: Wanted) -> Iterator[Recorder]:
         if is_meant is None or is_meant(receipt.event.event_type):
             recorder.take(receipt)
 
-    stop = bus.listen(take)
-    try:
+    with listening(bus, take):
         yield recorder
-    finally:
-        stop()
-
-
-def _now() -> float:
-    try:
-        return asyncio.get_running_loop().time()
-    except RuntimeError:
-        return monotonic()
 
 
 def _shown(wanted: Wanted) -> str:

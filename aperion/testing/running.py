@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import anyio
 
+from aperion.engine.waiting import answered
 from aperion.naming import RESERVED_DOMAIN
 from aperion.patterns import check_pattern, matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from aperion.bus import EventBus
     from aperion.engine.flight import Flight
     from aperion.events import Payload
     from aperion.receipts import Receipt
 
+T = TypeVar("T")
 Wanted: TypeAlias = "str | type[Payload]"
 
 
@@ -45,6 +50,42 @@ def meant(wanted: tuple[Wanted, ...]) -> Callable[[str], bool]:
 def flight_behind(receipt: Receipt) -> Flight:
     """Return what the engine moves of an event; users hold a receipt, and nothing of the engine."""
     return cast("Flight", receipt._ticket)
+
+
+@contextmanager
+def listening(bus: EventBus, tap: Callable[[Receipt], None]) -> Iterator[None]:
+    """Have a bus call ``tap`` with each event that it accepts in the block, which may be on any thread.
+
+    Raises:
+        BusNotRunningError: when the bus does not run.
+    """
+    stop = on_loop_of(bus, lambda: bus.listen(tap))
+    try:
+        yield
+    finally:
+        stop()
+
+
+def on_loop_of(bus: EventBus, call: Callable[[], T]) -> T:
+    """Return what a function returns on the loop of a running bus, called there from whichever thread this is.
+
+    Raises:
+        BusNotRunningError: when the bus does not run.
+    """
+    engine = bus._engine
+    if engine is None or threading.get_ident() == engine.thread:
+        return call()
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def answer() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that asks
+            done.set_exception(error)
+
+    engine.loop.call_soon_threadsafe(answer)
+    answered(done, engine.loop, None)
+    return done.result()
 
 
 def call_later(loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[[], object]) -> asyncio.TimerHandle:

@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import aperion
-from benchmarks.wiring import About, Driver, Form, Peer, Waits, Wiring
+from benchmarks.wiring import CLEAN, About, Driver, Durable, Form, Peer, Waits, Wiring
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
 POLL = 0.0005  # seconds between two looks at what the log's writer has left to do
 
@@ -107,6 +108,23 @@ async def connect(wiring: Wiring) -> AsyncIterator[Driver]:
         )
 
 
+@asynccontextmanager
+async def durable(folder: Path, level: str) -> AsyncIterator[Durable]:
+    """Yield what takes an event into a bus with a journal."""
+    bus = aperion.EventBus(journal=aperion.SQLiteJournal(folder, level=level))  # type: ignore[arg-type]  # one of two
+
+    async def handler(event: aperion.Event) -> None: ...
+
+    bus.subscribe(handler, Order, name="handler")
+    fields = CLEAN.fields
+
+    async def take() -> Callable[[], Awaitable[object]]:
+        return (await bus.emit(Order(**fields))).settled
+
+    async with bus:
+        yield take
+
+
 PEER = Peer(
     about=About(
         name="aperion",
@@ -120,4 +138,5 @@ PEER = Peer(
     connect=connect,
     redact_text=aperion.Redactor().redact_text,
     redact=aperion.Redactor().redact,
+    durable=durable,
 )

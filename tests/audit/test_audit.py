@@ -1408,3 +1408,18 @@ def test_a_line_is_in_shared_memory_before_the_writer_may_take_it(path: Path) ->
 
     assert found is not None
     assert len(found.content) == len(line)
+
+
+async def test_a_closed_log_is_free_although_a_child_still_has_its_files_open(path: Path) -> None:
+    """A child that was just forked closes them when it has its turn, which may be later than the next start."""
+    async with open_log(path) as log:
+        assert log._parts is not None
+        held = [os.dup(fd) for fd in (log._parts.ring._fd, log._parts.live.file._fd)]  # what fork does to each
+    try:
+        async with open_log(path) as log:
+            log.accepted(placed("again"))
+    finally:
+        for fd in held:
+            os.close(fd)
+
+    assert orders(path) == ["again"]

@@ -65,7 +65,7 @@ class Victims:
         lines = []
         for segment in segments(self.path):
             with open_lines(segment.path, segment.compression) as file:
-                content = file.read()
+                content = b"".join(file)
             assert content.endswith(b"\n"), segment.path.name
             lines += [json.loads(line) for line in content.splitlines()]
         written = Counter(line["event_id"] for line in lines if line["kind"] == "accepted")

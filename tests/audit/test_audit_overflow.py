@@ -437,10 +437,11 @@ async def test_a_thread_waits_as_long_as_the_disk_gets_on_however_slowly(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_a_disk_that_is_too_far_behind_costs_outcomes_and_memory_stays_bounded(
+async def test_a_disk_that_stands_still_for_long_costs_outcomes_and_memory_stays_bounded(
     path: Path, disk: Disk, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aperion.audit.spill.SPILL_BYTES", 100_000)
+    monkeypatch.setattr("aperion.audit.buffer._PATIENCE", 0)
     refusals = 0
     async with open_log(path, on_failure=policy) as log:
         disk.stands_still("write")

@@ -283,3 +283,45 @@ async def test_a_disk_that_has_no_room_for_a_key_refuses_the_event(
 
     assert len(handled) == 1
     assert all(opened(line) for line in audit.path.read_bytes().splitlines())
+
+
+@pytest.mark.parametrize("part", ["salt", "hash", "id", "secret"])
+async def test_a_damaged_file_of_keys_never_says_that_there_is_nothing_to_forget(keys: Subjects, part: str) -> None:
+    """One flipped bit, and the key of somebody would not be found, and would still open what was said of him."""
+    audit = log_with(keys)
+    async with aperion.EventBus(audit=audit) as bus:
+        await bus.emit("order.placed", {"customer": "c1", "name": "Ada"})
+    whole = keys.path.read_bytes()
+    [slot] = [at for at in range(64, len(whole), 64) if any(whole[at : at + 16])]
+    damaged = bytearray(whole)
+    damaged[{"salt": 40, "hash": slot + 3, "id": slot + 20, "secret": slot + 50}[part]] ^= 4
+    keys.path.write_bytes(damaged)
+
+    with pytest.raises(aperion.AuditError, match="damaged"):
+        keys.forget("c1")
+    keys.path.write_bytes(whole)
+    assert keys.forget("c1") is not None
+    assert keys.forget("c1") is None
+
+
+async def test_whose_key_is_damaged_gets_a_new_one_and_a_file_without_checksums_is_read(keys: Subjects) -> None:
+    keys.open()
+    old = keys.key("c1")
+    keys.close()
+    content = bytearray(keys.path.read_bytes())
+    [slot] = [at for at in range(64, len(content), 64) if any(content[at : at + 16])]
+
+    content[slot + 50] ^= 4
+    keys.path.write_bytes(content)
+    keys.open()
+    new = keys.key("c1")
+    keys.close()
+    content[slot + 50] ^= 4
+    content[slot + 26 : slot + 30] = content[28:32] = bytes(4)
+    keys.path.write_bytes(content)
+    keys.open()
+    again = keys.key("c1")
+    keys.close()
+
+    assert new.secret != old.secret
+    assert again.secret == old.secret

@@ -606,7 +606,8 @@ def test_a_damaged_block_takes_no_other_with_it(tmp_path: Path, codec: Any) -> N
     path = tmp_path / "events.jsonl"
     whole(path, records=2500)
     packed = compress(sealed_path(path, 2), codec)
-    index = load(packed, packed.stat().st_size)
+    with packed.open("rb") as file:
+        index = load(packed, file.fileno())
     assert index is not None
     block = index.blocks[1]
     content = bytearray(packed.read_bytes())
@@ -625,9 +626,31 @@ def test_a_damaged_block_takes_no_other_with_it(tmp_path: Path, codec: Any) -> N
 
 
 def test_a_line_of_any_length_is_judged_in_bounded_memory(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aperion.audit.verification._LONGEST", 100_000)
+    monkeypatch.setattr("aperion.audit.blocks.LONGEST", 100_000)
     full = sealed_path(log, 2)
     full.write_bytes(full.read_bytes() + b"x" * 250_000 + b"\n")
 
     assert found(verify(log)) == [("damaged", SECOND, RECORDS + 3 + n) for n in range(3)]
     assert os.path.getsize(full) > 250_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace(b'"seq":', b'"seq":' + b"9" * 5_000),
+        lambda line: line.replace(b'"previous":"', b'"previous":"\\u00e9'),
+        lambda line: line.replace(b'"segment":2', b'"segment":' + b"9" * 5_000),
+    ],
+)
+async def test_whatever_the_first_line_of_a_file_says_the_log_is_verified_and_read(
+    log: Path, change: Callable[[bytes], bytes]
+) -> None:
+    """By somebody who computed its hash anew."""
+    lines = log.with_name(SECOND).read_bytes().splitlines(keepends=True)
+    before = opened(sealed_path(log, 1).read_bytes().splitlines()[-1]).link  # type: ignore[union-attr]  # it is a record
+    changed = change(seal([change(opened(lines[0]).body)], before)[0][0])  # type: ignore[union-attr]
+    log.with_name(SECOND).write_bytes(b"".join([changed, *lines[1:]]))
+
+    assert verify(log).problems[0].segment == SECOND
+    for newest_first in (False, True):
+        assert len(list(Reading(log, Query(newest_first=newest_first)))) >= FILES * (RECORDS + 2) - 1

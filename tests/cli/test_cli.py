@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 import textwrap
@@ -118,7 +120,7 @@ def test_a_replay_without_trouble_exits_with_0_and_counts_everything(folder: Pat
 
     summary = as_json(done)
     assert done.returncode == summary["exit_code"] == 0
-    assert summary["lines"] == {"read": 3, "rejected": 0}
+    assert summary["lines"] == {"read": 3, "rejected": 0, "left_out": 0}
     assert summary["events"]["accepted"] == 3
     assert summary["events"]["by_type"] == {"order.placed": 3}
     assert summary["deliveries"]["count"]["ok"] == 3
@@ -136,6 +138,74 @@ def test_the_printed_summary_says_the_same_in_words(folder: Path) -> None:
         assert part in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "reasons"),
+    [
+        (GOOD, 0, "all went well"),
+        ("oops\n" + GOOD, 1, "1 line rejected"),
+        ('{"type": "order.failed", "payload": {"why": "x"}}\n' * 2, 1, "2 deliveries failed; 2 dead letters"),
+    ],
+)
+def test_the_summary_ends_with_the_exit_code_and_why_it_is_so(
+    folder: Path, lines: str, code: int, reasons: str
+) -> None:
+    """So that nobody has to add up the columns; the same for machines."""
+    done = replay(folder, lines)
+    told = as_json(replay(folder, lines, "--json"))["exit_reasons"]
+
+    assert done.returncode == code
+    assert done.stdout.splitlines()[-1] == f"Exit code  {code}: {reasons}"
+    assert told == ([] if code == 0 else reasons.split("; "))
+
+
+LONG = "a_handler_with_a_name_that_says_all_it_does"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_columns_give_way_on_a_narrow_terminal_and_never_the_name_of_the_handler(folder: Path, columns: int) -> None:
+    """What did not happen goes first; whole columns go, and no number is cut."""
+    names = "".join(
+        f'bus.subscribe(count, "order.*", name="{name}")\n' for name in (LONG, "short_one", "examples_of_handlers")
+    )
+    (folder / "wide.py").write_text(f"from service import *\n{names}")
+    (folder / "some.jsonl").write_text('{"type": "order.failed", "payload": {"why": "x"}}\n' * 1234)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "replay", "some.jsonl", "--app", "wide:app"],
+        cwd=folder,
+        env=environment(COLUMNS=str(columns)),
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    ) as process:
+        os.close(theirs)
+        printed = _everything(ours)
+        assert process.wait(30) == 1
+
+    lines = [line.rstrip() for line in printed.splitlines()]
+    begin = next(number for number, line in enumerate(lines) if line.startswith("handler "))
+    shown = lines[begin : lines.index("", begin)]
+    assert max(map(len, shown)) <= columns
+    assert shown[0].split()[:3] == ["handler", "ok", "failed"]
+    assert [name in shown[0] for name in ("p95", "skipped", "timed out")] == [columns >= 60, columns == 80, False]
+    assert any(line.startswith("fail ") and line.split()[1:3] == ["0", "1,234"] for line in shown)
+    first = [line.split("  ")[0].split(" ")[0] for line in shown]  # a name that is folded goes on below
+    assert LONG in "".join(first)
+
+
+def _everything(terminal: int) -> str:
+    output = b""
+    while True:
+        try:
+            block = os.read(terminal, 65_536)
+        except OSError:  # the other side is closed
+            block = b""
+        if not block:
+            os.close(terminal)
+            return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+        output += block
 
 
 def test_a_piped_summary_is_not_cut_to_the_width_of_a_terminal(folder: Path) -> None:
@@ -232,7 +302,7 @@ def test_what_a_full_bus_and_processors_do_is_told(  # noqa: PLR0913, PLR0917 - 
     events = as_json(done)["events"]
     assert done.returncode == code
     assert (events["accepted"], events["lost"], events["filtered"]) == (accepted, lost, filtered)
-    assert as_json(done)["lines"] == {"read": 300, "rejected": 0}
+    assert as_json(done)["lines"] == {"read": 300, "rejected": 0, "left_out": 0}
 
 
 def test_what_a_processor_refuses_is_a_bad_line_and_redacted(folder: Path) -> None:
@@ -289,7 +359,7 @@ def test_an_event_that_the_bus_refuses_is_a_bad_line(folder: Path) -> None:
 
     summary = as_json(done)
     assert done.returncode == 1
-    assert summary["lines"] == {"read": 2, "rejected": 1}
+    assert summary["lines"] == {"read": 2, "rejected": 1, "left_out": 0}
     assert "event type" in summary["rejected_lines"][0]["reason"]
 
 

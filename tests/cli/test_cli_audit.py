@@ -21,12 +21,13 @@ import pytest
 
 import aperion
 from aperion.audit.chain import START, seal
-from aperion.audit.query import Query
+from aperion.audit.query import AuditRecord, Query
 from aperion.audit.signing import SigningKey
 from aperion.cli.audit_bars import bar
 from aperion.cli.audit_export import cell
 from aperion.cli.audit_options import moment
 from aperion.cli.audit_progress import Watched
+from aperion.cli.audit_runs import by_run
 from aperion.errors import ApplicationError
 
 COMMAND = (sys.executable, "-m", "aperion", "audit")
@@ -243,6 +244,48 @@ def test_trace_draws_the_tree_with_a_bar_for_each_handler(log: Path) -> None:
     assert rows[5].startswith("└─ payment.taken")
     assert re.match(r"   │  ship +·*█.*failed  2 attempts, .*ValueError: no ship", rows[6])
     assert run("trace", log, "nothing").returncode == 1
+
+
+def test_two_runs_with_one_log_are_traced_each_by_itself(tmp_path: Path) -> None:
+    """A replay takes ids from its file: the second time the same events are accepted again, and neither tree has both."""
+    path = tmp_path / "events.jsonl"
+
+    async def replay_once() -> None:
+        async with aperion.EventBus(audit=path) as bus:
+
+            @bus.on("order.placed", name="pay")
+            async def pay(event: aperion.Event) -> None:
+                await bus.emit("payment.taken", {})
+
+            bus.subscribe(lambda event: None, "payment.taken", name="ship")
+            await bus.emit("order.placed", {}, correlation_id="req-1", event_id="order-1")
+
+    for _ in range(3):
+        anyio.run(replay_once)
+    done = run("trace", path, "req-1")
+
+    parts = done.stdout.split("correlation ")[1:]
+    assert [part.splitlines()[0] for part in parts] == [f"req-1, run {n} of 3" for n in (1, 2, 3)]
+    for part in parts:
+        assert part.count("order.placed") == part.count("payment.taken") == part.count("  pay ") == 1
+        assert "└─ payment.taken" in part
+        assert "2 attempts" not in part
+    assert len(lines(run("trace", path, "req-1", "--json"))[0]["events"]) == 6
+
+
+def test_what_a_later_run_says_of_an_event_belongs_to_the_run_that_accepted_it() -> None:
+    """As where a process goes on with what another one has left, and what it causes then."""
+    records = [
+        AuditRecord({"seq": seq, "time": seq, "kind": kind, "event_id": event, "causation_id": cause}, "")
+        for seq, kind, event, cause in (
+            (2, "accepted", "a", None),
+            (12, "outcome", "a", None),
+            (13, "accepted", "b", "a"),
+            (14, "accepted", "c", None),
+        )
+    ]
+
+    assert [[r.seq for r in run] for run in by_run(records, [1, 11])] == [[2, 12, 13], [14]]
 
 
 def test_trace_as_json_is_flat_and_says_who_caused_whom(log: Path) -> None:

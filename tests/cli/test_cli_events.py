@@ -85,7 +85,12 @@ def test_it_is_explained_who_gets_a_type() -> None:
         if line.lstrip()[:1].isdigit() and f".{name} " in line
     ] == order
     assert "charge_card  order.paid: segment 2 is 'placed', and it wants 'paid'" in done.stdout
-    assert "nobody knows this type; did you mean order.placed" in wrong.stdout
+    assert (
+        "emit refuses it: no payload model has the event type 'order.plaecd'; did you mean 'order.placed'"
+        in wrong.stdout
+    )
+    assert wrong.returncode == 1  # although a handler of everything would match
+    assert "runs, in this order" not in wrong.stdout
     assert nobody.returncode == 2
 
 

@@ -262,7 +262,8 @@ def test_run_says_what_it_runs_what_it_waits_for_and_how_to_end_it(start: Start,
 
     assert process.returncode == 0
     told = errors.splitlines()
-    assert told[:3] == ["aperion: running service:app", "  handlers   1: shop.bill", "  audit log  events.jsonl"]
+    log = folder / "events.jsonl"
+    assert told[:3] == ["aperion: running service:app", "  handlers   1: shop.bill", f"  audit log  {log}"]
     assert told[3].startswith("  stop       Ctrl-C")
     assert "event='stopping' signal='SIGINT' pending=1 hint='a second one quits at once'" in told[4]
     assert "event='delivery failed'" in told[5]

@@ -471,3 +471,49 @@ def test_a_queue_does_not_keep_letters_that_are_gone_nor_what_it_knew_of_them() 
 
     assert gone() is None
     assert len(queue._of_letters) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["put", "put", "put", "remove", "purge"]),
+            st.integers(0, 6),
+            st.sampled_from([FailureReason.HANDLER_ERROR, FailureReason.HANDLER_TIMEOUT]),
+        ),
+        max_size=40,
+    )
+)
+def test_letters_are_counted_by_reason_without_a_look_at_them(steps: list[tuple[str, int, FailureReason]]) -> None:
+    """A law: whatever is put, replaced, evicted, taken out and purged."""
+    queue = DeadLetterQueue(max_size=4)
+
+    for what, number, reason in steps:
+        if what == "put":
+            queue.put(letter(letter_id=f"l-{number}", reason=reason))
+        elif what == "remove":
+            queue.remove(f"l-{number}")
+        else:
+            queue.purge(reason=reason)
+        assert queue.by_reason() == queue.stats().by_reason
+
+
+def test_a_store_of_the_user_is_looked_through_for_reasons_and_may_raise() -> None:
+    class Store(list[DeadLetter]):
+        broken = False
+
+        def put(self, letter: DeadLetter) -> int:
+            self.append(letter)
+            return 0
+
+        def __iter__(self) -> Iterator[DeadLetter]:
+            if self.broken:
+                raise SystemExit
+            return super().__iter__()
+
+    store = Store()
+    queue = DeadLetterQueue(store=store)
+    queue.put(letter())
+
+    assert queue.by_reason() == {"handler_error": 1}
+    store.broken = True
+    assert queue.by_reason() == {}

@@ -9,7 +9,10 @@ import pytest
 
 OPTIONAL = [
     "aperion.audit.log",
+    "pydantic.networks",
     "difflib",
+    "difflib",
+    "pydantic.networks",
     "opentelemetry.sdk",
     "typer",
     "rich",
@@ -37,3 +40,10 @@ def loaded() -> set[str]:
 def test_importing_aperion_does_not_load(name: str, loaded: set[str]) -> None:
     assert "aperion.bus" in loaded
     assert name not in loaded
+
+
+@pytest.mark.parametrize("name", ["aperion.AuditLog", "aperion.audit.Rotation", "aperion.audit.verify"])
+def test_what_is_loaded_late_is_there_after_importing_aperion_alone(name: str) -> None:
+    code = f"import aperion; {name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=45)
+    assert (done.returncode, done.stderr) == (0, "")

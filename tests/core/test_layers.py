@@ -15,6 +15,7 @@ PACKAGE = Path(aperion.__file__).parent
 RANKS: list[tuple[str, int]] = [
     ("errors", 0),
     ("_logs", 0),
+    ("_gone", 0),
     ("_lazy", 0),
     ("_recent", 0),
     ("_frozen", 1),
@@ -37,6 +38,7 @@ RANKS: list[tuple[str, int]] = [
     ("_shown", 4),
     ("_fitting", 4),
     ("deadletters", 4),
+    ("journal", 4),
     ("audit", 4),
     ("_telemetry", 4),
     ("engine", 5),
@@ -45,6 +47,7 @@ RANKS: list[tuple[str, int]] = [
     ("outbox", 5),
     ("bus", 6),
     ("app", 7),
+    ("blocking", 7),
     ("logging", 7),
     ("telemetry", 7),
     ("testing", 7),
@@ -149,7 +152,7 @@ def test_init_modules_hold_imports_and_names_only() -> None:
 def test_what_is_loaded_late_is_told_to_type_checkers_and_to_star_imports() -> None:
     from aperion import audit
 
-    late = {"aperion": {"AuditLog"}, "aperion.audit": set(audit.__all__)}
+    late = {"aperion": {"AuditLog", "SQLiteJournal"}, "aperion.audit": set(audit.__all__)}
     for name, expected in late.items():
         source = PACKAGE.parent.joinpath(*name.split("."), "__init__.py").read_text(encoding="utf-8")
         tree = ast.parse(source)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import enum
+import json
+import uuid
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -9,7 +14,8 @@ import pydantic
 import pytest
 
 import aperion
-from aperion import EventBus, FailureReason, Naming, extract_action, extract_domain, is_valid_event_type
+from aperion import Event, EventBus, FailureReason, Naming, extract_action, extract_domain, is_valid_event_type
+from aperion.catalogue import explain
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +69,62 @@ async def test_invalid_names_are_refused(name: str) -> None:
         assert (stats.accepted, stats.rejected) == (0, 3)
         assert [letter.reason for letter in bus.dead_letters.list()] == [FailureReason.VALIDATION_ERROR] * 3
     assert got == []
+
+
+@pytest.mark.parametrize(
+    "naming",
+    [Naming(), Naming(unknown="allow"), Naming(unknown="refuse"), Naming(enabled=False), Naming(allowed_domains={"a"})],
+    ids=["default", "allow", "refuse", "off", "domains"],
+)
+@pytest.mark.parametrize(
+    "name", ["valid.order_placed", "valid.order_plaecd", "a.b", "far.away", "system.it", "a\x00", *INVALID]
+)
+async def test_what_emit_refuses_for_its_name_is_explained_as_refused(naming: Naming, name: str) -> None:
+    """A law: by the naming of this very bus, and in the words of the error; what nearly is a known type included."""
+    refusal, near = None, None
+    async with EventBus(naming=naming) as bus:
+        try:
+            await bus.emit(name, {"order_id": 1})
+        except aperion.EventTypeError as error:
+            refusal, near = str(error), getattr(error, "near", None)
+
+        found = explain(bus, name)
+
+    assert (found.refusal, found.valid) == (refusal, refusal is None)
+    assert near is None or found.near[0] == near == "valid.order_placed"
+    assert explain(bus, "system.startup").valid  # the bus emits it itself
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    "key", [1, 1.5, True, None, uuid.UUID(int=7), dt.date(2026, 1, 2), dt.time(3, 4), Colour.RED], ids=repr
+)
+async def test_a_key_that_json_can_write_is_accepted_and_kept(key: Any, tmp_path: Path) -> None:
+    """As the page about the log says: handlers get it as it is, the log has its text, a line gives it back."""
+    got: list[Any] = []
+    async with EventBus(audit=tmp_path / "log.jsonl") as bus:
+        bus.subscribe(lambda event: got.append(event.payload), "key.odd")
+        receipt = await bus.emit("key.odd", {key: 2})
+        await receipt.settled()
+
+    assert got == [{key: 2}]
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    [payload] = [record["payload"] for record in records if record["kind"] == "accepted"]
+    assert list(payload.values()) == [2]
+    restored = Event.from_jsonl(receipt.event.to_jsonl()).payload
+    assert restored == ({"red": 2} if key is Colour.RED else {key: 2})  # enums come back as their value
+    assert "`{1: 2}` is accepted" in (Path(__file__).parents[2] / "docs/audit.md").read_text()
+
+
+@pytest.mark.parametrize("key", [(1, 2), b"x", frozenset({1}), object()], ids=lambda key: type(key).__name__)
+async def test_a_key_that_json_cannot_write_is_refused(key: Any) -> None:
+    """With the place and the kind of it."""
+    async with EventBus() as bus:
+        with pytest.raises(aperion.SerializationError, match=rf"has a key of type {type(key).__name__}"):
+            await bus.emit("key.odd", {key: 2})
 
 
 @pytest.mark.parametrize("name", [*VALID, "chat.message.sent", "", "nope", None])

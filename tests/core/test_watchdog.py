@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -81,7 +83,8 @@ async def test_a_handler_that_holds_up_the_loop_is_named_with_its_stack() -> Non
     [line] = [line for line in lines if "event loop" in line["event"]]
     assert (line["subscription"], line["event"]) == ("shop.greedy", "a handler holds up the event loop")
     assert line["seconds"] >= 0.02
-    assert "in greedy" in line["stack"]
+    frames = [each for each in line["stack"].splitlines() if each.startswith('  File "')]
+    assert "in greedy" in frames[0]
     assert "in block" in line["stack"]
     assert "execution.py" not in line["stack"]
     assert "hunter2" not in line["stack"]
@@ -138,6 +141,55 @@ async def test_what_is_no_handler_is_told_of_without_a_name() -> None:
     [line] = [line for line in lines if "event loop" in line["event"]]
     assert line["event"] == "the event loop is held up"
     assert "in block" in line["stack"]
+
+
+STUCK = """
+import asyncio, os, time, aperion
+bus = aperion.EventBus(watchdog=0.02)
+app = aperion.App(bus)
+async def greedy(event=None):
+    await deeper()
+async def deeper():
+    while not bus.stats().loop_blocked:
+        time.sleep(0.01)
+    time.sleep(0.3)  # in which the line is written
+    os._exit(0)
+async def emit():
+    await bus.emit("order.placed", {})
+async def schedule():
+    asyncio.get_running_loop().create_task(greedy())
+    await asyncio.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "command"),
+    [
+        ("app.service(greedy)", ("-m", "aperion", "run", "stuck:app")),
+        ("app.service(emit); bus.subscribe(greedy, 'order.placed')", ("-m", "aperion", "run", "stuck:app")),
+        ("aperion.run(app, greedy)", ("stuck.py",)),
+        ("aperion.run(app, schedule)", ("stuck.py",)),
+    ],
+    ids=["a service", "a handler", "a main", "a task"],
+)
+def test_the_stack_begins_at_the_code_of_the_user_and_has_several_lines(how: str, command: Any, tmp_path: Path) -> None:
+    """Whatever runs it: neither the command line is in it, nor the lines that start a loop, nor our own."""
+    (tmp_path / "stuck.py").write_text(STUCK + how)
+
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=45,
+        env={**os.environ, "PYTHONPATH": str(Path(aperion.__file__).parents[1])},
+    )
+
+    lines = done.stderr.splitlines()
+    [told] = [number for number, line in enumerate(lines) if "event loop" in line]
+    assert lines[told + 1].startswith('  File "'), done.stderr
+    assert lines[told + 1].endswith('stuck.py", line 6, in greedy'), done.stderr
+    assert lines[told + 3].endswith("in deeper")
 
 
 async def test_a_sync_handler_may_take_its_time() -> None:

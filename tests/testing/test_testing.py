@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 import aperion
-from aperion import Event, EventBus
+from aperion import Event, EventBus, blocking
 from aperion.errors import HandlerTimeoutError
 from aperion.outcomes import OutcomeState
 from aperion.testing import Recorder, call, fake, recording, virtual_time
@@ -429,3 +429,49 @@ async def test_what_a_called_handler_emits_goes_to_its_own_bus_as_a_child() -> N
 
     child = faked.assert_emitted("order.placed", times=1)
     assert (child.causation_id, child.correlation_id, child.hops) == ("parent", "req-1", 1)
+
+
+def test_a_recorder_works_on_another_thread_than_its_bus() -> None:
+    """As beside a TestClient: it records, waits, and says what is in flight; all from a plain function."""
+    go = threading.Event()
+    with blocking.EventBus() as running:
+        running.subscribe(lambda event: go.wait(20), "order.slow", name="slow")
+        with recording(running.running, "order.*") as recorded:
+            running.emit("order.placed", {})
+            recorded.settle_from_thread()
+            recorded.assert_emitted("order.placed", times=1, within=20)
+            running.emit("cart.opened", {})
+            receipt = running.emit("order.slow", {})
+            assert recorded.wait_for_from_thread("order.slow", timeout=5).event_id == receipt.event_id
+            with pytest.raises(TimeoutError, match=r"order.slow \S+ is in slow in its thread"):
+                recorded.settle_from_thread(0.1)
+            go.set()
+            recorded.settle_from_thread()
+            recorded.clear()
+            with pytest.raises(TimeoutError, match="nothing was emitted"):
+                recorded.wait_for_from_thread("order.*", timeout=0.05)
+        running.emit("order.placed", {})
+
+    assert len(recorded) == 0
+    with pytest.raises(aperion.BusNotRunningError):
+        recorded.settle_from_thread()
+
+
+def test_handlers_are_left_out_from_another_thread() -> None:
+    called: list[str] = []
+    with blocking.EventBus() as running:
+        running.subscribe(lambda event: called.append(event.event_type), "order.*")
+        with fake(running.running) as faked:
+            running.emit_and_wait("order.placed", {}, timeout=20)
+
+    faked.assert_emitted("order.placed", times=1)
+    assert called == []
+
+
+async def test_waiting_from_the_thread_of_the_loop_is_refused(bus: EventBus) -> None:
+    """It would wait for itself."""
+    with recording(bus) as recorded:
+        with pytest.raises(aperion.WrongLoopError, match=r"use settle\(\) there"):
+            recorded.settle_from_thread()
+        with pytest.raises(aperion.WrongLoopError, match=r"use wait_for\(\) there"):
+            recorded.wait_for_from_thread("order.*")

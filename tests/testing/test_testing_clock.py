@@ -39,6 +39,56 @@ async def test_retries_come_when_the_clock_is_moved_that_far_and_not_before() ->
             assert receipt.is_settled
 
 
+@pytest.mark.parametrize(("step", "times"), [(0.1, 10), (0.2, 5), (0.7, 9), (0.001, 1000), (1e-6, 500)])
+async def test_steps_of_decimals_add_up(step: float, times: int) -> None:
+    """A sum of floats would fall short: ten steps of 0.1 are 0.9999999999999999."""
+    rung: list[float] = []
+    whole = round(step * times, 9)
+    async with EventBus() as bus:
+        with virtual_time(bus) as clock:
+
+            async def ring() -> None:
+                await anyio.sleep(whole)
+                rung.append(clock.elapsed)
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(ring)
+                for _ in range(times - 1):
+                    await clock.advance(step)
+                assert rung == []
+                await clock.advance(step)
+                assert rung == [whole]
+                group.cancel_scope.cancel()
+
+            assert clock.elapsed == whole
+
+
+async def test_timers_that_follow_one_another_add_up() -> None:
+    """Each begins where the one before has ended, and nothing is added in between."""
+    rung: list[float] = []
+    async with EventBus(handler_timeout=None) as bus:
+        with virtual_time(bus) as clock:
+
+            @bus.on("order.placed")
+            async def sleepy(event: Event) -> None:
+                for _ in range(300):
+                    await anyio.sleep(0.1)
+                    rung.append(clock.elapsed)
+
+            await bus.emit("order.placed", {})
+            took = await clock.settle()
+
+    assert took == 30.0
+    assert rung == [round(0.1 * n, 9) for n in range(1, 301)]
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf])
+async def test_time_goes_forward_by_a_number_of_seconds(seconds: float) -> None:
+    async with EventBus() as bus:
+        with virtual_time(bus) as clock, pytest.raises(aperion.ConfigurationError, match="time goes forward"):
+            await clock.advance(seconds)
+
+
 async def test_a_handler_times_out_when_the_clock_passes_its_deadline() -> None:
     async with EventBus(handler_timeout=30) as bus:
 

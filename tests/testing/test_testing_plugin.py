@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -221,7 +222,8 @@ def test_the_suite_of_the_example_passes(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    tests = (ROOT / "examples" / "tested" / "test_service.py").read_text(encoding="utf-8").count("async def test_")
+    sources = (ROOT / "examples" / "tested").glob("test_*.py")
+    tests = sum(len(re.findall(r"^(?:async )?def test_", path.read_text(encoding="utf-8"), re.M)) for path in sources)
     assert f"{tests} passed" in done.stdout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import aperion
+from aperion import blocking
 from aperion.audit import Rotation
 from aperion.testing import Recorder, call, failing, fake
 
@@ -46,6 +47,7 @@ async def main() -> None:
     await bus.emit("chat.sent")  # error
     await bus.emit("chat.sent", 5)  # error
     await bus.emit(UserLogin(username="alice"), key=5)  # error
+    await bus.emit(UserLogin(username="alice"), durable="no")  # error
     receipt = await bus.emit(UserLogin(username="alice"))
     receipt.settled().raise_for_failures()  # error
     event = await bus.expect(UserLogin)
@@ -59,9 +61,13 @@ aperion.Redactor(modes={"EMAIL": "partial"})  # error
 
 aperion.AuditLog("events.jsonl", rotation=Rotation(compress="lzma"))  # error
 aperion.AuditLog("events.jsonl").read(event="x")  # error
+aperion.SQLiteJournal("state/", level="memory")  # error
+aperion.EventBus(journal="state/")  # error
 aperion.AuditLog("events.jsonl").read(limit="5")  # error
 fake(bus, 5)  # error
 failing(bus, rate="often")  # error
 Recorder(bus).assert_emitted(5)  # error
 call(right, OrderPlaced(order_id=1))  # error
 call(right, "typing.user_login")  # error
+bus.subscribe(right, OrderPlaced, 100, {"owner": "shop"})  # error
+blocking.EventBus().emit("order.placed")  # error

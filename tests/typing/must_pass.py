@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, assert_type
 
 import aperion
+from aperion import blocking
 from aperion.audit import (
     AuditRecord,
     AuditStats,
@@ -43,8 +44,18 @@ class OrderPlaced(aperion.Payload, type="typing.order_placed"):
     order_id: int
 
 
+class Versioned(aperion.Payload, type="typing.versioned", version=2):
+    number: int
+
+
+@Versioned.upcaster(from_version=1)
+def older(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"number": fields["count"]}
+
+
 bus = aperion.EventBus(
     audit=aperion.AuditLog("events.jsonl"),
+    journal=aperion.SQLiteJournal("state/", level="process", max_starts=5, window=60),
     overflow_policy=aperion.OverflowPolicy.RAISE,
     naming=aperion.Naming(allowed_domains={"typing"}),
     metrics=aperion.InMemoryMetrics(),
@@ -104,7 +115,8 @@ async def main() -> None:
     async with bus:
         receipt = await bus.emit(UserLogin(username="alice"), key="alice", correlation_id="req-1")
         assert_type(receipt, aperion.Receipt)
-        await bus.emit("chat.sent", {"text": "hi"}, headers={"a": "b"})
+        await bus.emit("chat.sent", {"text": "hi"}, headers={"a": "b"}, durable=False)
+        assert_type(receipt.duplicate, bool)
         await bus.emit("typing.user_login", UserLogin(username="alice"))
         outcomes = await receipt.settled()
         assert_type(outcomes, aperion.Outcomes)
@@ -190,3 +202,13 @@ async def test(recorded: Recorder, clock: VirtualClock) -> None:
             assert_type((some, faked, own), tuple[Recorder, Recorder, VirtualClock])
         with duplicated(bus, rate=0.5), failing(bus, UserLogin, seed=1, error=ConnectionError) as faults:
             assert_type(faults, Faults)
+
+
+def synchronous() -> None:
+    with blocking.EventBus(max_pending_events=5) as sync_bus:
+        assert_type(sync_bus.emit(UserLogin(username="a"), timeout=1, key="k"), aperion.Receipt)
+        assert_type(sync_bus.emit("typing.user_login", {"username": "a"}), aperion.Receipt)
+        assert_type(sync_bus.emit_and_wait(UserLogin(username="a")), aperion.Outcomes)
+        assert_type(sync_bus.subscribe(count, UserLogin, 5), aperion.Subscription)
+        assert_type(sync_bus.running, aperion.EventBus)
+        assert_type(sync_bus.close(timeout=5), aperion.DrainReport | None)

@@ -885,6 +885,31 @@ async def test_two_buses_in_one_application_are_refused() -> None:
             assert second.state is BusState.STOPPED
 
 
+def test_a_mounted_application_gets_the_nearest_bus() -> None:
+    """Its own where it has one, and else that of the application around it; the one around keeps its own."""
+    outer_bus, own_bus = EventBus(), EventBus()
+    own, other = FastAPI(), FastAPI()
+
+    @asynccontextmanager
+    async def both(app: FastAPI) -> AsyncIterator[Any]:
+        async with lifespan(outer_bus)(app) as state, lifespan(own_bus)(own):
+            yield state
+
+    outer = FastAPI(lifespan=both)
+    for app in (outer, own, other):
+
+        @app.get("/bus")
+        async def endpoint(bus: BusDep) -> str:
+            return {id(outer_bus): "outer", id(own_bus): "own"}[id(bus)]
+
+    outer.mount("/own", own)
+    outer.mount("/other", other)
+    with TestClient(outer) as client:
+        found = [client.get(path).json() for path in ("/bus", "/own/bus", "/other/bus")]
+
+    assert found == ["outer", "own", "outer"]
+
+
 def _bare(app: FastAPI) -> Iterator[None]:
     yield
 

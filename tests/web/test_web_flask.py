@@ -1,4 +1,4 @@
-"""In frameworks whose code is sync: the bus in a thread of its own, as docs/web.md shows it."""
+"""In frameworks whose code is sync: the blocking bus, as docs/web.md shows it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 from flask import Flask
 
 import aperion
-from aperion import BusState, Event, EventBus, get_correlation_id
+from aperion import Event, get_correlation_id
+from aperion.blocking import EventBus
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ID = "X-Correlation-ID"
@@ -45,7 +46,7 @@ def shop(example: ModuleType, bus: EventBus) -> Flask:
 
     @app.get("/<int:n>")
     def endpoint(n: int) -> list[str | None]:
-        receipt = bus.emit_from_thread("cart.opened", {"n": n}, timeout=10)
+        receipt = bus.emit("cart.opened", {"n": n}, timeout=10)
         return [get_correlation_id(), receipt.event.correlation_id]
 
     return app
@@ -64,13 +65,13 @@ def test_a_view_emits_and_the_handlers_run_in_the_background(example: ModuleType
     def in_thread(event: Event) -> None:
         seen.append(("sync", get_correlation_id(), threading.get_ident() != here))
 
-    with example.in_background(bus), shop(example, bus).test_client() as client:
+    with bus, shop(example, bus).test_client() as client:
         answer = client.get("/1", headers={ID: "req-1"})
 
     assert answer.json == ["req-1", "req-1"]
     assert answer.headers[ID] == "req-1"
     assert seen == [("async", "req-1", True), ("sync", "req-1", True)]
-    assert bus.state is BusState.STOPPED
+    assert bus.stats().state == "stopped"
     assert get_correlation_id() is None
 
 
@@ -89,7 +90,7 @@ def test_threads_of_a_server_do_not_mix_their_ids(example: ModuleType) -> None:
         assert get_correlation_id() is None
         return [*answer.json, answer.headers[ID]]
 
-    with example.in_background(bus), ThreadPoolExecutor(8) as pool:
+    with bus, ThreadPoolExecutor(8) as pool:
         answers = dict(enumerate(pool.map(ask, range(200))))
 
     assert all(len(set(ids)) == 1 for ids in answers.values())
@@ -108,7 +109,7 @@ def test_a_real_server_serves_it(example: ModuleType) -> None:
     with make_server("127.0.0.1", 0, shop(example, bus), handler_class=Quiet) as server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
-        with example.in_background(bus), httpx.Client(base_url=f"http://127.0.0.1:{server.server_port}") as client:
+        with bus, httpx.Client(base_url=f"http://127.0.0.1:{server.server_port}") as client:
             taken, refused = client.get("/1", headers={ID: "req-1"}), client.get("/2", headers={ID: "a b"})
         server.shutdown()
         serving.join(10)
@@ -128,13 +129,13 @@ def test_what_the_bus_says_reaches_the_view(example: ModuleType) -> None:
     async def fails(event: Event) -> None:
         raise LookupError
 
-    with example.in_background(bus), app.test_request_context():
+    with bus, app.test_request_context():
         with pytest.raises(aperion.ValidationError):
-            bus.emit_from_thread("Nonsense", {})
+            bus.emit("Nonsense", {})
         with pytest.raises(aperion.DeliveryError):
-            bus.emit_from_thread("cart.closed", {}).settled_from_thread(timeout=10).raise_for_failures()
+            bus.emit_and_wait("cart.closed", {}, timeout=10).raise_for_failures()
     with pytest.raises(aperion.BusNotRunningError):
-        bus.emit_from_thread("cart.closed", {})
+        bus.emit("cart.closed", {})
 
 
 def test_django_emits_with_the_middleware_of_the_docs() -> None:
@@ -147,9 +148,8 @@ shop = sys.modules["shop"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(shop)
 shop.settings.configure(ROOT_URLCONF="shop", MIDDLEWARE=["shop.correlation"], ALLOWED_HOSTS=["*"])
 shop.django.setup()
-shop.start_bus()
 given, made = (shop.Client().post("/orders/1", headers=h) for h in ({"X-Correlation-ID": "req-1"}, {}))
-shop._running.close()
+shop.bus.close()
 assert given["X-Correlation-ID"] == "req-1" and len(made["X-Correlation-ID"]) == 36
 assert shop.mails == [f"mail about order 1 for {r['X-Correlation-ID']}" for r in (given, made)], shop.mails
 assert shop.aperion.get_correlation_id() is None

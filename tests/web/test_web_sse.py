@@ -7,6 +7,7 @@ import asyncio
 import json
 import signal
 import socket
+import threading
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import anyio
 import httpx
 import pytest
+import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from serving import served, served_apart
 from starlette.applications import Starlette
@@ -170,6 +172,75 @@ async def test_what_an_event_holds_cannot_break_the_format() -> None:
     (event,) = browser.events
     assert (event["event"], event["data"]["payload"]["text"]) == ("note.written", text)
     assert b"\r" not in browser.body
+
+
+class Surrogates:
+    """A redactor of the user's, which gives what no stream takes, or raises."""
+
+    counts: dict[str, int] = {}
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def redact(self, value: Any) -> Any:
+        if self.how == "raises":
+            raise LookupError
+        return {"text": "\udc80"} if self.how == "surrogates" else value
+
+    def redact_text(self, text: str) -> str:
+        if self.how == "raises":
+            raise LookupError
+        return f"{text}\udc80\n\nevent: forged" if self.how == "surrogates" else text
+
+    def redact_exception(self, error: BaseException) -> tuple[str, str]:
+        return "", ""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("how", ["nothing", "surrogates", "raises"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"event_type": "odd\n\nevent: forged\ndata: {}\n\n"},
+        {"event_type": "odd.\udc80"},
+        {"source": "\udc80"},
+        {"source": "a\r\nevent: forged"},
+        {"correlation_id": "\udc80\n\nevent: forged"},
+        {"event_id": "\udc80\x00\n\nevent: forged"},
+        {"payload": {"text": "\udc80"}},
+        {"payload": {"text": object()}},
+        {},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+async def test_whatever_is_in_an_event_it_is_one_frame_and_the_next_one_comes(how: str, changes: Any) -> None:
+    """Intake refuses all of these; here they come from a processor, with names unchecked, to two browsers."""
+
+    def change(event: Event) -> Event:
+        return make_event_like(event, **changes) if event.event_type == "note.written" else event
+
+    bus = EventBus(processors=[change], naming=aperion.Naming(enabled=False), redactor=Surrogates(how))
+    shown = ServerSentEvents(bus, "*", where=lambda event, scope: not event.event_type.startswith("system."))
+    async with bus:
+        async with watching(shown) as browser, watching(shown) as other:
+            await bus.emit("note.written", {"n": 1}, source="shop")
+            await bus.emit("note.closed", {"n": 2})
+            await browser.until("event: note.closed")
+            await other.until("event: note.closed")
+
+    frames = [block for block in browser.body.decode().split("\n\n") if block and not block.startswith(":")]
+    assert [[line.split(": ")[0] for line in frame.split("\n")] for frame in frames] == [["event", "id", "data"]] * 2
+    assert browser.body == other.body
+    assert b"\0" not in browser.body
+    assert len(browser.events) == 2
+
+
+def make_event_like(event: Event, **changes: Any) -> Event:
+    """Return the event with fields that no check has seen."""
+    twin = event.replace()
+    for name, value in changes.items():
+        object.__setattr__(twin, name, value)
+    return twin
 
 
 @pytest.mark.anyio
@@ -381,6 +452,33 @@ def test_a_page_that_is_open_does_not_keep_a_server_from_ending(tmp_path) -> Non
         assert process.stdout is not None
         assert process.stdout.readline() == "drained\n"
         assert process.wait(20) in {0, -signal.SIGTERM}
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("nested", [False, True], ids=["run", "serve inside another coroutine"])
+def test_a_page_that_is_open_does_not_keep_a_server_in_a_thread_from_ending(loop: str, nested: bool) -> None:
+    """Signals reach the main thread only; ``should_exit`` is all that it is told."""
+    bus = EventBus()
+    app = Starlette(lifespan=lifespan(bus), routes=[Route("/events", ServerSentEvents(bus, "*"))])
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", loop=loop, lifespan="on"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        async def outer() -> None:
+            await server.serve(sockets=[listener])
+
+        run = (lambda: anyio.run(outer)) if nested else (lambda: server.run(sockets=[listener]))
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        with httpx.stream("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/events", timeout=20) as response:
+            lines = response.iter_lines()
+            assert next(lines) == ": welcome"
+            server.should_exit = True
+            rest = list(lines)
+        thread.join(20)
+
+    assert rest == [""]
+    assert not thread.is_alive()
+    assert bus.stats().state == "stopped"
 
 
 # Who is refused
