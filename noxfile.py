@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.options.error_on_missing_interpreters = False
@@ -54,6 +56,31 @@ def bench(session: nox.Session) -> None:
     """Measure Aperion and its peers."""
     session.install("-e", ".[bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into build/site; a link that leads nowhere is an error."""
+    session.install("-e", ".[docs]")
+    session.run("zensical", "build", "--strict", "--clean")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look for known vulnerabilities in what the package needs, and write an SBOM; both in build/."""
+    session.install("cyclonedx-bom", "pip-audit")
+    alone = Path(session.create_tmp(), "package")  # apart from the tools, which are no part of the package
+    session.run("python", "-m", "venv", "--clear", "--without-pip", str(alone))
+    pip = ("python", "-m", "pip", "--python", str(alone / "bin" / "python"))
+    session.run(*pip, "install", "--quiet", ".[all]")
+    build = Path("build")
+    build.mkdir(exist_ok=True)
+    sbom = ("--pyproject", "pyproject.toml", "--output-file", str(build / "sbom.cdx.json"))
+    session.run("cyclonedx-py", "environment", *sbom, str(alone / "bin" / "python"))
+    frozen = session.run(*pip, "freeze", "--exclude", "aperion-bus", silent=True, stderr=None)
+    (build / "requirements.txt").write_text(str(frozen), encoding="utf-8")
+    # --strict: without it, a package that could not be looked up would count as one without problems.
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", str(build / "requirements.txt"))
 
 
 @nox.session

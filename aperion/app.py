@@ -36,9 +36,10 @@ class App:
     services, drains the bus, then leaves the lifespan, so that handlers find their resources until
     the last event has settled. A service that raises ends the application; one that returns does not.
 
-    >>> app = App(EventBus())
-    >>> @app.service
-    ... async def tick() -> None: ...
+    Examples:
+        >>> app = App(EventBus())
+        >>> @app.service
+        ... async def tick() -> None: ...
 
     Args:
         bus: the bus; a new one with defaults when None.

@@ -124,11 +124,12 @@ class CorrelationContext:
     A block that is left in another context than it was entered in, as generators of frameworks do, changes
     nothing there.
 
-    >>> with CorrelationContext("req-123") as correlation_id:
-    ...     get_correlation_id()
-    'req-123'
-    >>> get_correlation_id() is None
-    True
+    Examples:
+        >>> with CorrelationContext("req-123") as correlation_id:
+        ...     get_correlation_id()
+        'req-123'
+        >>> get_correlation_id() is None
+        True
 
     Args:
         correlation_id: the id; a new one for each block when None.

@@ -168,9 +168,10 @@ class DeadLetterQueue:
     Letters hold events as the handlers got them, for ``redrive``; ``to_dict`` and ``export`` redact.
     Letters are put on the thread of the bus; all else is safe from any thread.
 
-    >>> queue = DeadLetterQueue(max_size=100)
-    >>> len(queue), queue.stats().evicted
-    (0, 0)
+    Examples:
+        >>> queue = DeadLetterQueue(max_size=100)
+        >>> len(queue), queue.stats().evicted
+        (0, 0)
 
     Args:
         max_size: how many letters to keep in memory; a store of your own has its own bound.

@@ -60,10 +60,11 @@ def _marked(instance: PayloadT) -> PayloadT:
 class Payload(BaseModel):
     """The model of one event type's payload; immutable, and refuses fields that it does not know.
 
-    >>> class UserLogin(Payload, type="user.login"):
-    ...     username: str
-    >>> UserLogin.event_type
-    'user.login'
+    Examples:
+        >>> class UserLogin(Payload, type="user.login"):
+        ...     username: str
+        >>> UserLogin.event_type
+        'user.login'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)

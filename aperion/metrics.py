@@ -156,11 +156,12 @@ class InMemoryMetrics:
     Each name may have ``max_series`` sets of labels. What comes with others is added up in one series
     labelled ``overflow="true"``, so that sums without labels stay exact.
 
-    >>> metrics = InMemoryMetrics()
-    >>> metrics.increment("jobs_total", 1, {"queue": "mail"})
-    >>> metrics.increment("jobs_total", 2, {"queue": "print"})
-    >>> metrics.counter("jobs_total"), metrics.counter("jobs_total", queue="mail")
-    (3, 1)
+    Examples:
+        >>> metrics = InMemoryMetrics()
+        >>> metrics.increment("jobs_total", 1, {"queue": "mail"})
+        >>> metrics.increment("jobs_total", 2, {"queue": "print"})
+        >>> metrics.counter("jobs_total"), metrics.counter("jobs_total", queue="mail")
+        (3, 1)
 
     Args:
         max_series: sets of labels for each name.
@@ -321,10 +322,11 @@ class Elapsed:
 def elapsed() -> Iterator[Elapsed]:
     """Time a block, also one that raises.
 
-    >>> with elapsed() as timer:
-    ...     total = sum(range(100))
-    >>> timer.seconds > 0
-    True
+    Examples:
+        >>> with elapsed() as timer:
+        ...     total = sum(range(100))
+        >>> timer.seconds > 0
+        True
     """
     timer = Elapsed()
     started = perf_counter()

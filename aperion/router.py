@@ -67,11 +67,12 @@ class Router:
     All methods are safe from any thread and at any time. A handler added after ``include`` reaches
     the including bus too.
 
-    >>> router = Router()
-    >>> @router.on("chat.*")
-    ... async def greet(event): ...
-    >>> [subscription.name for subscription in router.subscriptions]
-    ['aperion.router.greet']
+    Examples:
+        >>> router = Router()
+        >>> @router.on("chat.*")
+        ... async def greet(event): ...
+        >>> [subscription.name for subscription in router.subscriptions]
+        ['aperion.router.greet']
     """
 
     def __init__(self, *, naming: Naming | None = None) -> None:

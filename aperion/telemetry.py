@@ -122,9 +122,10 @@ def extract_trace_context_from_headers(
 def correlation_from_trace() -> Iterator[str]:
     """Open a ``CorrelationContext`` whose id is that of the current trace; a new id outside of any.
 
-    >>> with correlation_from_trace() as correlation_id:
-    ...     len(correlation_id)
-    36
+    Examples:
+        >>> with correlation_from_trace() as correlation_id:
+        ...     len(correlation_id)
+        36
     """
     with CorrelationContext(get_trace_correlation_id()) as correlation_id:
         yield correlation_id

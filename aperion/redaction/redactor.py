@@ -40,11 +40,12 @@ class Redactor:
     It never raises: what it cannot read is hidden, and counted in ``failures``. It may be used from
     any thread. Doing it twice changes nothing more, and the time it takes is linear in what it is given.
 
-    >>> redactor = Redactor(redact_keys={"badge"})
-    >>> redactor.redact({"user": "ada", "dbPassword": "hunter2", "Badge": 7})
-    {'user': 'ada', 'dbPassword': '[REDACTED]', 'Badge': '[REDACTED]'}
-    >>> redactor.redact_text("ask ada@example.com for postgres://app:hunter2@db/users")
-    'ask [REDACTED_EMAIL] for postgres://app:[REDACTED_URL_PASSWORD]@db/users'
+    Examples:
+        >>> redactor = Redactor(redact_keys={"badge"})
+        >>> redactor.redact({"user": "ada", "dbPassword": "hunter2", "Badge": 7})
+        {'user': 'ada', 'dbPassword': '[REDACTED]', 'Badge': '[REDACTED]'}
+        >>> redactor.redact_text("ask ada@example.com for postgres://app:hunter2@db/users")
+        'ask [REDACTED_EMAIL] for postgres://app:[REDACTED_URL_PASSWORD]@db/users'
 
     Args:
         redact_keys: names to hide besides those hidden by default; case and word breaks do not matter.
