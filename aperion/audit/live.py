@@ -40,7 +40,7 @@ class Live:
 
     # Mutable: all of it, by the thread that writes.
     __slots__ = (
-        *("_attempt", "_due", "_is_begun", "_is_counted", "_names_changed", "_reason"),
+        *("_attempt", "_due", "_is_begun", "_is_counted", "_next", "_names_changed", "_reason"),
         *("began", "durable", "file", "first", "link", "log", "number", "path", "size", "taken", "written"),
     )
 
@@ -57,6 +57,7 @@ class Live:
         self.written = 0
         self.taken = 0  # how far the ring is in the log, also where the ring does not know it yet
         self._is_begun = True  # by the line that tells of which log it is
+        self._next: LogFile | None = None  # the last one that was opened
         self._is_counted = False  # whether no full file has a higher number
         self._due: list[bytes] = []  # about the log: comes before anything else
         self._attempt = b""  # that failed; a part of it may stand behind the end
@@ -235,14 +236,21 @@ class Live:
         self._is_begun, self._names_changed = False, True
         return target
 
+    def close(self) -> None:
+        """Close the files."""
+        if self._next is not None and self._next is not self.file:
+            self._next.close()
+        self.file.close()
+
     def _opened(self) -> LogFile:
-        file = LogFile(self.path)
-        try:
-            file.lock()
-            file.protect()
-        except BaseException:
-            file.close()
-            raise
+        """Open the next file; one that an attempt which failed has left open would keep its lock for good."""
+        left = self._next
+        if left is not None and left is not self.file:
+            self._next = None
+            left.close()
+        self._next = file = LogFile(self.path)
+        file.lock()
+        file.protect()
         return file
 
     def _go_over_to(self, file: LogFile) -> None:

@@ -98,7 +98,7 @@ class Parts:
         self.housekeeper.stop()
         if not left and self.ring.missed is None:
             self.ring.remove()
-        self.live.file.close()
+        self.live.close()
         self.ring.close()
         if self.subjects is not None:
             self.subjects.close()
