@@ -10,6 +10,7 @@ from aperion.redaction.marks import Hide, Marks
 from aperion.redaction.regexes import regex
 from aperion.redaction.signs import all_signs, is_foreign, signs
 from aperion.redaction.table import rules
+from aperion.redaction.views import as_written, is_odd, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -97,11 +98,23 @@ class TextRules:
         marks = Marks(self._modes.marker, self._shown)
         if "[REDACTED" in text or not (text.isascii() or _PRIVATE.search(text) is None):
             text = marks.protected(text, self._modes.known)
-        text = self._settled(text, marks.hide)
+        text = self._as_written(text, marks) if is_odd(text) else self._settled(text, marks.hide)
         if self._modes.may_drop and self._modes.drops(marks.kind(text) or ""):
             found.append(marks.kind(text) or "")
             return DROPPED
         return marks.restored(text, found)
+
+    def _as_written(self, text: str, marks: Marks) -> str:
+        """Hide what rules find in the plain view of a text; all else stays as it is written."""
+        for kind, pattern in self._custom:  # a pattern of the user may mean such characters
+            text = pattern.sub(lambda match, kind=kind: marks.hide(kind, match.group(0)), text)
+        marks.lengths = {}
+        view = plain(text)
+        clean = self._settled(view, marks.hide)
+        if clean == view:
+            return text
+        written = as_written(text, clean, marks.lengths)
+        return clean if written is None or marks.is_full else written
 
     def _settled(self, text: str, hide: Hide) -> str:
         """Apply the rules until they change nothing more: what was hidden may free what stood beside it."""
