@@ -16,7 +16,7 @@ from aperion.redaction.addresses import (
     hide_macs,
 )
 from aperion.redaction.assignments import hide_assigned
-from aperion.redaction.credentials import hide_aws_secrets, hide_credentials, hide_schemes
+from aperion.redaction.credentials import hide_aws_secrets, hide_credentials, hide_generic_keys, hide_schemes
 from aperion.redaction.identities import hide_identities, hide_passwords, hide_shaped
 from aperion.redaction.keyfiles import hide_private_keys
 from aperion.redaction.marks import Hide
@@ -65,6 +65,7 @@ def rules(keys: Keys) -> tuple[Rule, ...]:
         _rule(hide_webhooks, "/"),
         _rule(hide_tokens, LONG),
         _rule(hide_credentials, LONG),
+        _rule(hide_generic_keys, LONG, DIGIT),
         _rule(hide_aws_secrets, LONG, "/+"),
         _rule(hide_coins, CODED),
         _rule(hide_emails, "@"),

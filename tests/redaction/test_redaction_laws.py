@@ -355,6 +355,7 @@ ATTACKS = (
         "Authorization: Odd ",
         "Authorization: Odd a1",
         "datadog=a1-",
+        "key_7Kd3Qa9Zx2Mf5Wb8Zr4T",
         "datadog: 7kd3qa9zx2mf5w.",
         "<heroku>a1</heroku>",
         "--twilio a1b2c3d4e5f6a7 ",

@@ -48,6 +48,7 @@ EXAMPLES = (
     "12345678Z",
     "AB123456C",
     "use AKIAIOSFODNNEXAMPLEX now",
+    "got token_7Kd3Qa9Zx2Mf5Wb8Zr4TbV7n back",
     "wJalrXUtnF/MI1K7MDENG3bP/RfiCYEXAMPL/K1Y",
     "<password>hunter2</password>",
     '<a name="password" value="hunter2"/>',
