@@ -25,6 +25,7 @@ from aperion.redaction.notations import (
     hide_in_entries,
     hide_in_flags,
     hide_in_markup,
+    hide_in_oracle,
     hide_in_pairs,
     hide_in_sql,
     hide_url_encoded,
@@ -61,6 +62,7 @@ def rules(keys: Keys) -> tuple[Rule, ...]:
     return (
         _rule(hide_private_keys, "-"),
         _rule(hide_url_passwords, "/%", "@%"),
+        _rule(hide_in_oracle, "/", "@"),
         _rule(hide_signatures, "/%", "="),
         _rule(hide_webhooks, "/"),
         _rule(hide_tokens, LONG),

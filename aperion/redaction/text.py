@@ -34,6 +34,9 @@ _PRIVATE = regex("[\ue000-\uf8ff]")
 _VERSION = regex(r"[vV]?\d{1,6}(?:\.\d{1,6}){1,4}(?:[\-+~][\w.+~\-]{0,64})?")
 _MOST_ROUNDS = 5
 _REMEMBERED = 4096
+_GOES_ON = regex(r"[ ]\d")
+_GROUPS = regex(r"(?<!\d)\d{1,6}(?:[ ]\d{1,6}){0,5}\Z")
+_LONGEST_NUMBER = 32
 _LONGEST_TAIL = 1024
 _GROWTH = 6
 """How many times as long a text can get: ``pw=1`` becomes ``pw=[REDACTED]``."""
@@ -151,4 +154,8 @@ class TextRules:
         head = text[: self._max]
         tail = head[-min(_LONGEST_TAIL, self._max) :]
         kept = max(tail.rfind(" "), tail.rfind("\n"), 0)
-        return head[: len(head) - len(tail) + kept]
+        head = head[: len(head) - len(tail) + kept]
+        if _GOES_ON.match(text, len(head)) is None:
+            return head
+        number = _GROUPS.search(head, max(0, len(head) - _LONGEST_NUMBER))
+        return head if number is None else head[: number.start()]

@@ -326,6 +326,7 @@ ATTACKS = (
         "Q~",
         ".atlasv1.",
         "curl -u a:",
+        "sqlplus -s a/",
         "mysql -p",
         "bc1q",
         "0x1f",

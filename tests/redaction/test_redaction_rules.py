@@ -60,6 +60,7 @@ EXAMPLES = (
     "password%3Dhunter2",
     "&quot;password&quot;:&quot;hunter2&quot;",
     "password=hunter2",
+    "sqlplus scott/tiger1@orcl",
     "the password is hunter2!",
     "Bearer 7Kd3Qa9Zx2Mf5Wb8",
 )

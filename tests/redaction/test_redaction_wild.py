@@ -46,3 +46,57 @@ def test_nearly_every_random_key_that_says_what_it_is_is_found() -> None:
 )
 def test_identifiers_hashes_and_names_stay(text: str) -> None:
     assert found(f"see {text} here") == f"see {text} here"
+
+
+def iban(country: str, length: int) -> str:
+    account = ("7" * length)[: length - 4]
+    rest = int("".join(str(int(char, 36)) for char in f"{account}{country}00")) % 97
+    return f"{country}{98 - rest:02}{account}"
+
+
+@pytest.mark.parametrize(
+    ("country", "length"), [("YE", 30), ("RU", 33), ("NO", 15), ("HN", 28), ("MN", 20), ("OM", 23)]
+)
+def test_ibans_have_the_length_of_their_country(country: str, length: int) -> None:
+    assert found(f"to {iban(country, length)} today") == "to [REDACTED_IBAN] today"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("jdbc:oracle:thin:scott/tiger@//h/orcl", "jdbc:oracle:thin:scott/[REDACTED_PASSWORD]@//h/orcl"),
+        ("sqlplus -s scott/tiger@orcl", "sqlplus -s scott/[REDACTED_PASSWORD]@orcl"),
+        ("mysql -psecret", "mysql -p[REDACTED_PASSWORD]"),
+        ("curl -u user:pw", "curl -u user:[REDACTED_PASSWORD]"),
+        ("PGPASSWORD=hunter2 psql", "PGPASSWORD=[REDACTED] psql"),
+        ("sshpass -p hunter2 ssh", "sshpass -p [REDACTED_PASSWORD] ssh"),
+        ('authorization=Digest username="u", response="S3cr3t"', "authorization=Digest [REDACTED]"),
+        ("+49 (0) 30 / 2312 5123", "[REDACTED_PHONE]"),
+        ("4111/1111/1111/1111", "[REDACTED_CC]"),
+    ],
+)
+def test_command_lines_and_other_notations_are_found(text: str, clean: str) -> None:
+    assert found(text) == clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "arn:aws:secretsmanager:eu-west-1:123456789012:secret:shop-db-a1b2C3",
+        "see docs/intro@main and npm i @scope/pkg@1.2.3",
+        "jdbc:oracle:thin:@//h/orcl",
+    ],
+)
+def test_names_of_secrets_and_of_packages_stay(text: str) -> None:
+    assert found(text) == text
+
+
+def test_what_is_no_arn_before_a_secret_hides_it() -> None:
+    assert "hunter2" not in found("a:b:secret=hunter2 arn:aws:s3:::x secret:hunter2")
+
+
+@pytest.mark.parametrize("limit", range(18, 32))
+def test_a_text_that_is_cut_in_a_card_keeps_no_more_than_four_of_its_digits(limit: int) -> None:
+    shown = Redactor(max_text=limit).redact_text("paid with 4111 1111 1111 1111 and more of it")
+
+    assert sum(char.isdigit() for char in shown) <= 4
