@@ -35,6 +35,8 @@ _SCHEME = regex(rf"(?:(?:{_SCHEMES})[ \t]{{1,8}}+){{1,3}}(?=[^\s,;=])", re.IGNOR
 _ODD_SCHEME = regex(  # SSWS, GenieKey, SharedKey: any word, when what follows it is no other
     r"[A-Za-z][\w\-]{1,31}[ \t]{1,8}(?=[\w.+/=~:\-]{16})(?=[^\s\d]{0,64}\d)"
 )
+_ARN = regex(r"\barn:[\w\-]{1,16}:secretsmanager:[\w\-]{0,32}:[^\s:]{0,16}:\Z")
+_LONGEST_ARN: Final = 100
 _WORDS_BEFORE = regex(r"(?:(?<![\w.\-])[\w.\-]{1,24}[ ]){1,2}\Z")  # 'social security ' of a number
 _OPENING = regex(r"""[bBrRuUfF]{0,2}(?P<slashes>\\{0,8})(?P<quote>\"{3}|'{3}|["'`])""")
 _NOTHING = regex(
@@ -78,6 +80,8 @@ def hide_assigned(text: str, hide: Hide, keys: Keys) -> str:
     # A look for the sign comes first: most of a text has none.
     while _SIGN.search(text, position) and (named := _NAMED.search(text, position)) is not None:
         position = named.end()
+        if _is_in_arn(named):
+            continue
         if _is_sensitive(named, keys):
             start, end = _found(text, named)
             if end > start and not (end == start + 1 and named["name"] == _OF_HTML):
@@ -120,6 +124,15 @@ def _is_sensitive(named: re.Match[str], keys: Keys) -> bool:
         return True
     # The run after a written-out line break, '\npin=1', has its letter in front.
     return _before(named) == "\\" and name[0] in "nrt" and keys.hides(name[1:])
+
+
+def _is_in_arn(named: re.Match[str]) -> bool:
+    """Tell whether the name of a secret follows: arn:aws:secretsmanager:eu-west-1:123456789012:secret:shop/db."""
+    start = named.start()
+    return (
+        named["sign"] == _before(named) == ":"
+        and _ARN.search(named.string, max(0, start - _LONGEST_ARN), start) is not None
+    )
 
 
 def _phrase(named: re.Match[str]) -> str:
@@ -183,7 +196,7 @@ def _bare_end(text: str, at: int, named: re.Match[str]) -> int:
     if text[at : at + 1] in ("[", "{", "("):
         # Prose leaves a parenthesis open; it ends with the line.
         at = _bracket_end(text, at, len(text) if text[at] != "(" else _line_end(text, at))
-    elif named["sign"] == ":" and not named["quote"] and _takes_line(text, at, flattened(named["name"])):
+    elif named["sign"] in ":=" and not named["quote"] and _takes_line(text, at, named):
         return _rest_of_line(text, at, _before(named))
     if named["sign"] == ":" and not named["quote"] and (words := _words_of_line(text, at, named)):
         return words
@@ -201,11 +214,12 @@ def _bare_end(text: str, at: int, named: re.Match[str]) -> int:
     return end + len(opening["quote"]) if text.startswith(opening["quote"], end) else end
 
 
-def _takes_line(text: str, at: int, name: str) -> bool:
+def _takes_line(text: str, at: int, named: re.Match[str]) -> bool:
     """Tell whether a value goes to the end of its line; that of ``Authorization: Bearer`` is one word."""
+    name = flattened(named["name"])
     if name.endswith(_AUTHORIZATION):
         return _PARAMETERS.match(text, at) is not None
-    return name.endswith(_WHOLE_LINES)
+    return named["sign"] == ":" and name.endswith(_WHOLE_LINES)
 
 
 def _plain_end(text: str, at: int) -> int:

@@ -46,6 +46,16 @@ _AWS_SECRET = regex(r"(?:(?<![\w/+.\-])|(?<=\\[nrt]))[A-Za-z0-9/+]{40}(?![\w/+=\
 _CHANGES = regex(r"[a-z](?=[A-Z0-9])|[A-Z](?=[a-z0-9])|[0-9](?=[A-Za-z])")
 _FEWEST_CHANGES: Final = 10
 
+# A key of no known maker: what it is, a sign, and twenty characters or more that change case and have a digit.
+_GENERIC = regex(
+    r"""[_\-](?=[A-Za-z0-9]{20})
+    (?:(?<=(?<![A-Za-z0-9/])token.)|(?<=(?<![A-Za-z0-9/])secret.)|(?<=(?<![A-Za-z0-9/])api.)|(?<=(?<![A-Za-z0-9/])key.)
+      |(?<=(?<![A-Za-z0-9/])[ps]k.))
+    (?P<value>[A-Za-z0-9]{20,64}+)(?![\w\-])""",
+    re.VERBOSE | re.IGNORECASE | re.ASCII,
+)
+_PART_OF_NAME = regex(r"[A-Z]?[a-z]{3,}|[A-Z]{6,}")
+
 _SCHEME = regex(r"\b(?P<before>(?:(?:bearer|basic)[ \t]{1,8}+){1,4}+)(?P<token>[\w.~+/=\-]++)", re.IGNORECASE)
 _PLAIN_WORD = regex(r"[A-Za-z]?[a-z]*[.\-]?")
 _BASE64 = regex(r"[A-Za-z0-9+/_\-]{6,}={0,2}")
@@ -66,6 +76,20 @@ def hide_credentials(text: str, hide: Hide) -> str:
         if trigger in text:
             text = pattern.sub(partial(_hidden, kind, hide), text)
     return text
+
+
+def hide_generic_keys(text: str, hide: Hide) -> str:
+    """Return a text with random values hidden that say themselves what they are, such as ``token_7Kd3…``."""
+    return _GENERIC.sub(lambda found: _generic(found, hide), text)
+
+
+def _generic(found: re.Match[str], hide: Hide) -> str:
+    """Tell a key from a hash and a ULID, which have one case, and from a name, most of which is words."""
+    value = found["value"]
+    odd = len(_PART_OF_NAME.sub("", value))
+    if 3 * odd < len(value) or not all(kind.search(value) for kind in _MIXED):
+        return found[0]
+    return found[0][0] + hide("KEY", value)
 
 
 def hide_aws_secrets(text: str, hide: Hide) -> str:

@@ -28,12 +28,13 @@ class Marks:
     """
 
     # Mutable: all of it, while one text is redacted.
-    __slots__ = ("_chars", "_kinds", "_marker", "_markers", "_shown")
+    __slots__ = ("_chars", "_kinds", "_marker", "_markers", "_shown", "lengths")
 
     def __init__(self, marker: Hide, shown: frozenset[str]) -> None:
+        self.lengths: dict[str, int] | None = None  # of what each character stands for, where they are measured
         self._marker = marker
         self._shown = shown  # the types that are not hidden
-        self._chars: dict[str, str] = {}
+        self._chars: dict[object, str] = {}
         self._markers: dict[str, str] = {}
         self._kinds: dict[str, str] = {}
 
@@ -41,13 +42,27 @@ class Marks:
         """Return the character that stands for a value of a type."""
         if _is_standing(value) or kind in self._shown:
             return value
-        char = self._char(self._marker(kind, value))
+        if self.lengths is None:
+            char = self._char(self._marker(kind, value))
+        else:
+            char = self._measured(self._marker(kind, value), value, self.lengths)
         self._kinds[char] = kind
+        return char
+
+    def _measured(self, marker: str, value: str, lengths: dict[str, int]) -> str:
+        """Return a character that stands for this value alone, and note the length of the value."""
+        char = self._char(marker, (marker, len(self._chars)))
+        lengths[char] = sum(lengths.get(inner, 1) for inner in value)
         return char
 
     def protected(self, text: str, known: re.Pattern[str]) -> str:
         """Return a text with the markers that it has already, and characters like ours, set aside."""
         return known.sub(lambda found: self._char(found[0]), text)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there were more values than characters, so that the last character stands for several."""
+        return len(self._chars) > _MOST
 
     def kind(self, text: str) -> str | None:
         """Return the type of what was hidden if that is all that a text held."""
@@ -66,14 +81,15 @@ class Marks:
 
         return _STANDING.sub(marker, text)
 
-    def _char(self, marker: str) -> str:
-        known = self._chars.get(marker)
+    def _char(self, marker: str, value: object = None) -> str:
+        value = value or marker
+        known = self._chars.get(value)
         if known is not None:
             return known
         # A text with more different pseudonyms than there are characters loses what tells them apart.
         char = chr(ord(FIRST) + min(len(self._chars), _MOST))
         marker = REDACTED if char == LAST else marker
-        self._chars[marker] = char
+        self._chars[value] = char
         self._markers[char] = marker
         return char
 

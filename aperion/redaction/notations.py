@@ -46,6 +46,11 @@ _PASSWORD_FLAG = regex(
     |redis-cli\b[^|;\n]{0,120}?[ ]-a[ ]{1,4})(?P<q>["']?)(?P<value>[^\s"']{1,256}+)""",
     re.VERBOSE,
 )
+_ORACLE = regex(
+    r"""\b(?:(?:sqlplus|sqlldr|expdp|impdp)[ \t]{1,4}(?:-\w{1,8}[ \t]{1,4}){0,4}|jdbc:oracle:\w{1,8}:)["']?
+    [\w$#.\-]{1,64}+/(?P<value>[^\s@"'/]{1,128}+)(?=@)""",
+    re.VERBOSE | re.IGNORECASE,
+)
 _SQL = regex(
     r"""\bidentified\s{1,4}(?:with\s{1,4}\w{1,40}\s{1,4})?by\s{1,4}(?P<q>['"])(?P<value>[^'"\n]{1,256}+)""",
     re.IGNORECASE,
@@ -88,6 +93,11 @@ def hide_in_entries(text: str, hide: Hide, keys: Keys) -> str:
     if not ("value" in text or "Value" in text):
         return text
     return _NAME_VALUE.sub(lambda found: _name_and_value(found, keys, hide), text)
+
+
+def hide_in_oracle(text: str, hide: Hide) -> str:
+    """Return a text with the passwords in what connects to Oracle hidden: ``scott/tiger@orcl``."""
+    return _ORACLE.sub(lambda found: _replaced(found, "value", "PASSWORD", hide), text)
 
 
 def hide_in_sql(text: str, hide: Hide) -> str:

@@ -76,11 +76,11 @@ _DIGIT = regex(r"\d")
 _NOT_DIGITS = regex(r"\D+")
 _NINE = regex(r"\d(?:[ .\-/()]{0,3}\d){8}")  # no card, SSN or NANP number has fewer digits
 _PLUS = regex(r"\+(?<![\w+)\]].)(?=\(?\d)")
-_INTERNATIONAL = regex(r"\+(?:\(?\d{1,5}\)?(?:[ .\-/]{1,2}|[ ]?\(0\)[ ]?)?){1,10}")
+_INTERNATIONAL = regex(r"\+(?:\(?\d{1,5}\)?(?:[ .\-/]{1,3}|[ ]?\(0\)[ ]?)?){1,10}")
 # In these, the first character comes before what may stand before it: so re passes over all others in one step.
 _CARD = regex(
     r"""\d(?<![\w.+\-].)
-    (?:\d{3}(?P<four>[ .\-]|[ ]-[ ])\d{4}(?P=four)\d{4}(?P=four)(?:\d{4}(?:(?P=four)\d{3})?|\d{1,3})
+    (?:\d{3}(?P<four>[ .\-/]|[ ]-[ ])\d{4}(?P=four)\d{4}(?P=four)(?:\d{4}(?:(?P=four)\d{3})?|\d{1,3})
       |\d{3}(?P<amex>[ .\-])\d{6}(?P=amex)\d{4,5}
       |\d{5}[ \-]\d{10,13}
       |\d{12,18})

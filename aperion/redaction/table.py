@@ -16,7 +16,7 @@ from aperion.redaction.addresses import (
     hide_macs,
 )
 from aperion.redaction.assignments import hide_assigned
-from aperion.redaction.credentials import hide_aws_secrets, hide_credentials, hide_schemes
+from aperion.redaction.credentials import hide_aws_secrets, hide_credentials, hide_generic_keys, hide_schemes
 from aperion.redaction.identities import hide_identities, hide_passwords, hide_shaped
 from aperion.redaction.keyfiles import hide_private_keys
 from aperion.redaction.marks import Hide
@@ -25,6 +25,7 @@ from aperion.redaction.notations import (
     hide_in_entries,
     hide_in_flags,
     hide_in_markup,
+    hide_in_oracle,
     hide_in_pairs,
     hide_in_sql,
     hide_url_encoded,
@@ -61,10 +62,12 @@ def rules(keys: Keys) -> tuple[Rule, ...]:
     return (
         _rule(hide_private_keys, "-"),
         _rule(hide_url_passwords, "/%", "@%"),
+        _rule(hide_in_oracle, "/", "@"),
         _rule(hide_signatures, "/%", "="),
         _rule(hide_webhooks, "/"),
         _rule(hide_tokens, LONG),
         _rule(hide_credentials, LONG),
+        _rule(hide_generic_keys, LONG, DIGIT),
         _rule(hide_aws_secrets, LONG, "/+"),
         _rule(hide_coins, CODED),
         _rule(hide_emails, "@"),

@@ -10,6 +10,7 @@ from aperion.redaction.marks import Hide, Marks
 from aperion.redaction.regexes import regex
 from aperion.redaction.signs import all_signs, is_foreign, signs
 from aperion.redaction.table import rules
+from aperion.redaction.views import as_written, is_odd, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +34,9 @@ _PRIVATE = regex("[\ue000-\uf8ff]")
 _VERSION = regex(r"[vV]?\d{1,6}(?:\.\d{1,6}){1,4}(?:[\-+~][\w.+~\-]{0,64})?")
 _MOST_ROUNDS = 5
 _REMEMBERED = 4096
+_GOES_ON = regex(r"[ ]\d")
+_GROUPS = regex(r"(?<!\d)\d{1,6}(?:[ ]\d{1,6}){0,5}\Z")
+_LONGEST_NUMBER = 32
 _LONGEST_TAIL = 1024
 _GROWTH = 6
 """How many times as long a text can get: ``pw=1`` becomes ``pw=[REDACTED]``."""
@@ -97,11 +101,23 @@ class TextRules:
         marks = Marks(self._modes.marker, self._shown)
         if "[REDACTED" in text or not (text.isascii() or _PRIVATE.search(text) is None):
             text = marks.protected(text, self._modes.known)
-        text = self._settled(text, marks.hide)
+        text = self._as_written(text, marks) if is_odd(text) else self._settled(text, marks.hide)
         if self._modes.may_drop and self._modes.drops(marks.kind(text) or ""):
             found.append(marks.kind(text) or "")
             return DROPPED
         return marks.restored(text, found)
+
+    def _as_written(self, text: str, marks: Marks) -> str:
+        """Hide what rules find in the plain view of a text; all else stays as it is written."""
+        for kind, pattern in self._custom:  # a pattern of the user may mean such characters
+            text = pattern.sub(lambda match, kind=kind: marks.hide(kind, match.group(0)), text)
+        marks.lengths = {}
+        view = plain(text)
+        clean = self._settled(view, marks.hide)
+        if clean == view:
+            return text
+        written = as_written(text, clean, marks.lengths)
+        return clean if written is None or marks.is_full else written
 
     def _settled(self, text: str, hide: Hide) -> str:
         """Apply the rules until they change nothing more: what was hidden may free what stood beside it."""
@@ -138,4 +154,8 @@ class TextRules:
         head = text[: self._max]
         tail = head[-min(_LONGEST_TAIL, self._max) :]
         kept = max(tail.rfind(" "), tail.rfind("\n"), 0)
-        return head[: len(head) - len(tail) + kept]
+        head = head[: len(head) - len(tail) + kept]
+        if _GOES_ON.match(text, len(head)) is None:
+            return head
+        number = _GROUPS.search(head, max(0, len(head) - _LONGEST_NUMBER))
+        return head if number is None else head[: number.start()]

@@ -48,6 +48,7 @@ EXAMPLES = (
     "12345678Z",
     "AB123456C",
     "use AKIAIOSFODNNEXAMPLEX now",
+    "got token_7Kd3Qa9Zx2Mf5Wb8Zr4TbV7n back",
     "wJalrXUtnF/MI1K7MDENG3bP/RfiCYEXAMPL/K1Y",
     "<password>hunter2</password>",
     '<a name="password" value="hunter2"/>',
@@ -59,6 +60,7 @@ EXAMPLES = (
     "password%3Dhunter2",
     "&quot;password&quot;:&quot;hunter2&quot;",
     "password=hunter2",
+    "sqlplus scott/tiger1@orcl",
     "the password is hunter2!",
     "Bearer 7Kd3Qa9Zx2Mf5Wb8",
 )
