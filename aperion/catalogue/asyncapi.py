@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import PydanticInvalidForJsonSchema, PydanticUserError
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from aperion.catalogue.contents import sensitivity
 from aperion.events import model_for
@@ -91,17 +91,24 @@ def _operations(event_type: EventType) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+class _Schemas(GenerateJsonSchema):
+    """Leaves out a default that JSON cannot hold, such as bytes, without a warning: no reader of the document can act on it."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012 - pydantic's own attribute
+
+
 def _schemas(models: Mapping[str, type[Payload]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the schemas of payloads and of all they hold, by name, and how each type refers to its own."""
     told = {name: model for name, model in models.items() if _has_schema(model)}
-    by_model, defined = models_json_schema([(model, "validation") for model in told.values()], ref_template=_REF)
+    wanted = [(model, "validation") for model in told.values()]
+    by_model, defined = models_json_schema(wanted, ref_template=_REF, schema_generator=_Schemas)  # type: ignore[arg-type]  # literals
     refs: dict[str, dict[str, Any]] = {name: by_model[model, "validation"] for name, model in told.items()}
     return dict(defined.get("$defs", {})), refs
 
 
 def _has_schema(model: type[Payload]) -> bool:
     try:
-        model.model_json_schema()
+        model.model_json_schema(schema_generator=_Schemas)
     except (PydanticInvalidForJsonSchema, PydanticUserError):  # a field of a class that JSON schema knows nothing of
         return False
     return True

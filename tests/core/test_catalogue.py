@@ -46,6 +46,7 @@ class Placed(aperion.Payload, type="catalogued.placed"):
 
 class Paid(aperion.Payload, type="catalogued.paid"):
     number: int
+    token: bytes = b"\xff"  # a default that JSON cannot hold
 
 
 class Shop:
