@@ -433,3 +433,11 @@ def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(
     assert part in done.stderr
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["aperion", "aperion.cli"])
+def test_the_command_runs_as_a_module_too(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=45, check=True
+    )
+    assert done.stdout.startswith("aperion ")
