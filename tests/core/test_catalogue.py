@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 RELAYED = "catalogued.relayed"
 
 
-class Address(pydantic.BaseModel):
+class CataloguedAddress(pydantic.BaseModel):
     street: Annotated[str, Sensitive("address")]
     city: str = "Paris"
 
@@ -38,7 +38,7 @@ class Placed(aperion.Payload, type="catalogued.placed"):
     """
 
     number: int
-    to: Address
+    to: CataloguedAddress
     email: Annotated[str, Sensitive("email")]
     password: str = ""
     tags: list[str] = []
@@ -53,7 +53,7 @@ class Shop:
     bus = EventBus()
 
     async def sell(self) -> None:
-        await self.bus.emit(Placed(number=1, to=Address(street="x"), email="a@example.com"))
+        await self.bus.emit(Placed(number=1, to=CataloguedAddress(street="x"), email="a@example.com"))
 
 
 async def emits(bus: EventBus) -> None:
@@ -148,7 +148,7 @@ def test_fields_tell_type_need_and_what_is_hidden(bus: EventBus) -> None:
         ("password", False, "KEY"),
         ("tags", False, None),
     ]
-    assert [each.type for each in placed.fields] == ["int", "Address", "str", "str", "list[str]"]
+    assert [each.type for each in placed.fields] == ["int", "CataloguedAddress", "str", "str", "list[str]"]
     assert (placed.model, placed.description) == (f"{__name__}.Placed", "Somebody ordered something.")
     assert placed.place.line == line_of('class Placed(aperion.Payload, type="catalogued.placed"):')
 
@@ -338,10 +338,9 @@ def test_payload_schemas_are_included_and_say_what_is_sensitive(bus: EventBus) -
     placed = schemas[payload["$ref"].rpartition("/")[2]]
     marks = {name: held.get("x-aperion-sensitive") for name, held in placed["properties"].items()}
     assert marks == {"number": None, "to": None, "email": "EMAIL", "password": "KEY", "tags": None}
-    # By its reference: beside another class of that name it has the name of its module too.
     address = schemas[placed["properties"]["to"]["$ref"].rpartition("/")[2]]
     assert address["properties"]["street"]["x-aperion-sensitive"] == "ADDRESS"
-    assert placed["properties"]["to"] == {"$ref": "#/components/schemas/Address"}
+    assert placed["properties"]["to"] == {"$ref": "#/components/schemas/CataloguedAddress"}
     assert document["components"]["messages"]["catalogued.asked"]["payload"] == {"type": "object"}
 
 
