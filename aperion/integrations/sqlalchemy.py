@@ -176,7 +176,7 @@ class Relay:
 
     A row is deleted when the bus has accepted its event, in the same transaction that has locked the row: killed in
     between, the next relay emits the event once more, with the same id. An event that the bus refuses for good (it is
-    not valid there) stays in the table with the reason in ``refused``, and is not tried again. While the bus or the
+    not valid there, or a processor raises at it) stays in the table with the reason in ``refused``, and is not tried again. While the bus or the
     database cannot be reached, the relay waits longer and longer, up to half a minute, and logs the first failure.
 
     Args:
@@ -286,8 +286,11 @@ class Relay:
         for position, line in rows:
             try:
                 await self._bus._relay(Event.from_jsonl(line))
-            except (ValidationError, CascadeError) as error:
-                refused[position] = self._bus._hidden(str(error))[:_LONGEST_ERROR]
+            except (Exception, SystemExit) as error:
+                if isinstance(error, AperionError) and not isinstance(error, ValidationError | CascadeError):
+                    raise  # the bus is full, does not run, or cannot keep it: the row is tried again
+                # Refused, or code of the user's has failed at it: others must not wait behind it.
+                refused[position] = self._bus._hidden(f"{type(error).__name__}: {error}")[:_LONGEST_ERROR]
                 _log.error("the bus refuses an event of the outbox; it stays in the table", position=position)
             else:
                 done.append(position)

@@ -246,14 +246,18 @@ async def test_two_relays_move_each_event_once(shop: Shop) -> None:
     assert sorted(event.payload.number for event in shop.seen) == list(range(60))
 
 
-async def test_what_the_bus_refuses_for_good_stays_with_the_reason_and_holds_nobody_up(shop: Shop) -> None:
+@pytest.mark.parametrize("error", [aperion.ValidationError, RuntimeError, SystemExit])
+async def test_what_the_bus_refuses_for_good_stays_with_the_reason_and_holds_nobody_up(
+    shop: Shop, error: type[BaseException]
+) -> None:
+    """Whatever a processor raises."""
     await shop.place(1, 2)
     naming = aperion.Naming(pattern=r"table\.(other|placed)")
     async with shop.bus(naming=naming) as bus:
 
         def only_odd(event: Event[Any]) -> Event[Any]:
             if event.payload.number == 1:
-                raise aperion.ValidationError("password=hunter2 is odd", event_type=event.event_type)
+                raise error("password=hunter2 is odd")
             return event
 
         bus._processors = (only_odd,)
@@ -272,7 +276,7 @@ async def test_what_the_bus_refuses_for_good_stays_with_the_reason_and_holds_nob
         told.extend(connection.execute(query).scalars())
 
     await _run(shop.engine, read)
-    assert told == ["password=[REDACTED] is odd"]
+    assert told == [f"{error.__name__}: password=[REDACTED] is odd"]
 
 
 async def test_a_relay_waits_for_a_bus_that_cannot_take_more_and_loses_nothing(shop: Shop) -> None:
